@@ -1,0 +1,1 @@
+"""What runs mindstream: local services for development and tests, images and manifests."""

@@ -1,0 +1,175 @@
+"""Milvus for development and tests: the embedded engine behind a port, and the real server."""
+
+import importlib.metadata
+import importlib.util
+import json
+import lzma
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from pymilvus import MilvusClient, MilvusException
+
+from deploy.cache import build_once, cache_root
+from deploy.guarded_process import ServiceError
+from deploy.local_service import Launch, LocalService
+from deploy.loopback import HOST
+
+
+class _LocalMilvus(LocalService):
+    @property
+    def uri(self) -> str:
+        """For ``MilvusClient``; known from the first start on."""
+        return f"http://{HOST}:{self.port}"
+
+    def _serves(self, port: int) -> bool:
+        try:
+            client = MilvusClient(uri=f"http://{HOST}:{port}", timeout=5)
+        except MilvusException:
+            return False
+        try:
+            client.list_collections()
+        except MilvusException:
+            return False
+        finally:
+            client.close()
+        return True
+
+
+class LocalMilvusLite(_LocalMilvus):
+    """Milvus Lite's own server, so that several processes can share one Lite folder.
+
+    The folder is the one that ``MilvusClient("….db")`` would open, and can be opened so afterwards.
+    """
+
+    name: ClassVar[str] = "Milvus Lite"
+    ports_needed: ClassVar[int] = 1
+
+    def _install(self) -> None:
+        if importlib.util.find_spec("milvus_lite") is None:
+            raise ServiceError("Milvus Lite is not installed")
+
+    def _configure(self, ports: Sequence[int]) -> Launch:
+        server = [sys.executable, "-u", "-m", "milvus_lite", "server"]
+        where = ["--data-dir", str(self.data), "--host", HOST, "--port", str(ports[0])]
+        # An interrupt is the one request to end that it takes.
+        return Launch([*server, *where], stop_signal=signal.SIGINT)
+
+    def _explain(self, output: str) -> str | None:
+        if "DataDirLockedError" not in output:
+            return None
+        return (
+            f"{self.data} is open in another process; Milvus Lite takes one. Close it there, or "
+            "share it: run this server first and give its address to every process."
+        )
+
+
+class LocalMilvusServer(_LocalMilvus):
+    """The real Milvus server, standalone: etcd and the message queue are built in.
+
+    It comes from the package ``milvus``, which has it for x86-64 Linux. It knows no setting for the
+    address to bind to: all of its ports but etcd's listen on every interface.
+    """
+
+    name: ClassVar[str] = "Milvus server"
+    ports_needed: ClassVar[int] = 12
+
+    def _install(self) -> None:
+        package = importlib.util.find_spec("milvus")
+        if package is None or package.origin is None:
+            raise ServiceError(
+                "no Milvus server can be had: it comes from the package `milvus`, a development "
+                "dependency (`uv sync`) that exists for x86-64 Linux alone"
+            )
+        self._packed = Path(package.origin).parent / "data"
+        version = importlib.metadata.version("milvus")
+        self._program = build_once(cache_root() / f"milvus-{version}", self._unpack)
+
+    def _unpack(self, folder: Path) -> None:
+        self._notify("unpacking the Milvus server (250 MB, once)")
+        for packed in sorted((self._packed / "bin").glob("*.lzma")):
+            unpacked = folder / packed.stem
+            with lzma.open(packed) as source, unpacked.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            unpacked.chmod(0o755)
+
+    def _configure(self, ports: Sequence[int]) -> Launch:
+        named = dict(zip(_PORT_NAMES, ports, strict=True))
+        configs = self.data / "configs"
+        for folder in (configs, self.data / "run", self.data / "logs"):
+            folder.mkdir(exist_ok=True)
+        values: dict[str, object] = {
+            **named,
+            "etcd_data_dir": self.data / "etcd",
+            "etcd_log_level": "warn",
+            "local_storage_dir": self.data / "storage",
+            "rocksmq_data_dir": self.data / "rocksmq",
+            "system_log_path": "",  # standard output alone, which is our log
+        }
+        template = (self._packed / "config.yaml.template").read_text()
+        (configs / "milvus.yaml").write_text(_fill(template, values))
+        (configs / "glog.conf").write_text((self._packed / "glog.conf").read_text())
+        client, peer = (f"http://{HOST}:{named[name]}" for name in ("etcd_port", "etcd_peer_port"))
+        (configs / "etcd.yaml").write_text(
+            json.dumps(  # which is YAML too
+                {
+                    "name": "default",
+                    "listen-client-urls": client,
+                    "advertise-client-urls": client,
+                    "listen-peer-urls": peer,
+                    "initial-advertise-peer-urls": peer,
+                    "initial-cluster": f"default={peer}",
+                }
+            )
+        )
+        environment = {
+            **os.environ,
+            "DEPLOY_MODE": "STANDALONE",
+            "LD_LIBRARY_PATH": str(self._program),
+            "METRICS_PORT": str(named["metrics_port"]),
+            "MILVUSCONF": str(configs),
+            "MILVUS_RUN_DIR": str(self.data / "run"),
+            "ETCD_CONFIG_PATH": str(configs / "etcd.yaml"),
+            "LOG_LEVEL": "warn",
+            # What a crash leaves behind is waited for that long at the next start.
+            "COMMON_SESSION_TTL": "10",
+            # Components of one process find each other on loopback, whatever the network does.
+            **{f"{part}_IP": HOST for part in _PARTS},
+        }
+        command = [str(self._program / "milvus"), "run", "standalone"]
+        # Asked to end, it takes more than 20 s; what is written is safe either way.
+        return Launch(command, environment=environment, folder=self.data, stop_budget_s=3)
+
+
+_PARTS = ["PROXY", "ROOTCOORD", "QUERYCOORD", "QUERYNODE", "DATACOORD", "DATANODE", "INDEXNODE"]
+
+_PORT_NAMES = [
+    "proxy_port",  # the one that clients use
+    "proxy_internal_port",
+    "root_coord_port",
+    "query_coord_port",
+    "query_node_port",
+    "index_coord_port",
+    "index_node_port",
+    "data_coord_port",
+    "data_node_port",
+    "etcd_port",
+    "etcd_peer_port",
+    "metrics_port",
+]
+
+
+def _fill(template: str, values: Mapping[str, object]) -> str:
+    """Replace ``{{ name }}``, ``{{ name(type): default }}`` and their like in Milvus's template."""
+
+    def value(match: re.Match[str]) -> str:
+        return str(values.get(match["name"], match["default"] or ""))
+
+    return re.sub(
+        r"\{\{\s*(?P<name>\w+)(\(\w+\))?\s*(:\s*(?P<default>[^}]*?)\s*)?\}\}", value, template
+    )

@@ -1,0 +1,36 @@
+"""Servers for the tests that need one: started once, shared, and required.
+
+A server that cannot be had is a failure, not a reason to skip. Tests share it by names of their
+own (topics, groups, collections) and delete only those.
+"""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from deploy.local_broker import LocalBroker
+from deploy.local_milvus import LocalMilvusLite, LocalMilvusServer
+
+_notify = logging.getLogger("tests.servers").info
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[LocalBroker]:
+    """A running Kafka, the one that the environment names if it does."""
+    with LocalBroker(notify=_notify) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def milvus_lite() -> Iterator[LocalMilvusLite]:
+    """Milvus Lite behind a port."""
+    with LocalMilvusLite(notify=_notify) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def milvus_server() -> Iterator[LocalMilvusServer]:
+    """A real Milvus server."""
+    with LocalMilvusServer(notify=_notify) as running:
+        yield running
