@@ -1,0 +1,1 @@
+"""The update service: clicks in, interests out."""

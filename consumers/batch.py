@@ -1,0 +1,116 @@
+"""Decides what a batch of records does to windows. Pure: no clock, no socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from consumers.packed_window import merge_clicks
+from consumers.window_store import WindowStore
+from encoder.click import Erasure, RejectedClick, parse_record
+from encoder.window import NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of the clicks topic, as it lay there.
+
+    Attributes:
+        timestamp_ms: when the record was produced, which is not the click's event time.
+        value: None for a tombstone, which asks to forget the user.
+    """
+
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that can never be applied, and why."""
+
+    record: Record
+    reason: str
+    detail: str
+
+
+@dataclass(slots=True)
+class Decision:
+    """What a batch does.
+
+    Attributes:
+        windows: packed windows that changed, by partition and user.
+        rejected: records to set aside.
+        next_offsets: partition → next offset to read.
+        clicks: records that were clicks, whether or not they changed a window.
+        erasures: records that were tombstones.
+    """
+
+    windows: dict[int, dict[str, bytes]] = field(default_factory=dict)
+    rejected: list[Rejected] = field(default_factory=list)
+    next_offsets: dict[int, int] = field(default_factory=dict)
+    clicks: int = 0
+    erasures: int = 0
+
+    @property
+    def users(self) -> int:
+        """Users whose window changed."""
+        return sum(map(len, self.windows.values()))
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What a batch asks of one user's window."""
+
+    clicks: list[tuple[int, str]] = field(default_factory=list)
+    erased_at_ms: int = NEVER
+
+
+def decide(
+    records: Iterable[Record], store: WindowStore, *, window_length: int, max_future_ms: int
+) -> Decision:
+    """Merge a batch into windows.
+
+    The outcome depends only on the records and the windows before.
+
+    Args:
+        records: any number, of partitions that `store` holds.
+        store: read, not changed.
+        window_length: L.
+        max_future_ms: see `encoder.click.parse_record`.
+    """
+    decision = Decision()
+    asked: dict[tuple[int, str], _Asked] = {}
+    for record in records:
+        following = record.offset + 1
+        decision.next_offsets[record.partition] = max(
+            following, decision.next_offsets.get(record.partition, 0)
+        )
+        try:
+            event = parse_record(
+                record.key, record.value, record.timestamp_ms, max_future_ms=max_future_ms
+            )
+        except RejectedClick as exc:
+            decision.rejected.append(Rejected(record, exc.reason, exc.detail))
+            continue
+        of_user = asked.setdefault((record.partition, event.user_id), _Asked())
+        if isinstance(event, Erasure):
+            of_user.erased_at_ms = max(of_user.erased_at_ms, event.up_to_ms)
+            decision.erasures += 1
+        else:
+            of_user.clicks.append((event.timestamp_ms, event.item_id))
+            decision.clicks += 1
+    for (partition, user_id), of_user in asked.items():
+        before = store.packed(partition, user_id)
+        after = merge_clicks(
+            before,
+            of_user.clicks,
+            store.codes,
+            length=window_length,
+            erased_at_ms=of_user.erased_at_ms,
+        )
+        if after is not before:
+            decision.windows.setdefault(partition, {})[user_id] = after
+    return decision

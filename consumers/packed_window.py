@@ -1,0 +1,123 @@
+"""Windows as packed bytes, so that millions of them fit in memory.
+
+A packed window is the erasure time (int64, ms) followed by its clicks, oldest first, each a
+timestamp (int64, ms) and an item code (uint32), little-endian: 8 + 12 L bytes. Item codes are
+given by this process's `ItemCodes` and mean nothing outside it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoder.window import NEVER, Window, merge
+
+_ERASED: Final = struct.Struct("<q")
+_CLICK: Final = struct.Struct("<qI")
+_FIRST: Final = _ERASED.size
+CLICK_DTYPE: Final = np.dtype([("timestamp_ms", "<i8"), ("code", "<u4")])
+
+EMPTY: Final = _ERASED.pack(NEVER)
+"""The packed window of a user of whom nothing is known."""
+
+
+class ItemCodes:
+    """Numbers item ids as they appear, from 0; the numbers are never given twice."""
+
+    def __init__(self) -> None:
+        self._code_of: dict[str, int] = {}
+        self._ids: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def code(self, item_id: str) -> int:
+        """The item's code, a new one if the item is new."""
+        code = self._code_of.get(item_id)
+        if code is None:
+            code = len(self._ids)
+            self._code_of[item_id] = code
+            self._ids.append(item_id)
+        return code
+
+    def item(self, code: int) -> str:
+        """The id of the item with this code."""
+        return self._ids[code]
+
+    def items(self, start: int) -> list[str]:
+        """The ids with codes from `start` on, in order."""
+        return self._ids[start:]
+
+
+def pack(window: Window, codes: ItemCodes) -> bytes:
+    """Pack a window, numbering its items."""
+    return _ERASED.pack(window.erased_at_ms) + b"".join(
+        _CLICK.pack(timestamp, codes.code(item)) for timestamp, item in window.clicks
+    )
+
+
+def unpack(packed: bytes, codes: ItemCodes) -> Window:
+    """The window that was packed."""
+    (erased_at_ms,) = _ERASED.unpack_from(packed)
+    clicks = _CLICK.iter_unpack(memoryview(packed)[_FIRST:])
+    return Window(tuple((timestamp, codes.item(code)) for timestamp, code in clicks), erased_at_ms)
+
+
+def merge_clicks(
+    packed: bytes,
+    clicks: Iterable[tuple[int, str]],
+    codes: ItemCodes,
+    *,
+    length: int,
+    erased_at_ms: int = NEVER,
+) -> bytes:
+    """Merge clicks, and an erasure time, into a packed window.
+
+    Equal to `encoder.window.merge` on the unpacked window. A single click newer than all the
+    others, which is what traffic mostly is, is appended without unpacking.
+
+    Returns:
+        The packed window; the very same object where nothing changed.
+    """
+    (erased_before,) = _ERASED.unpack_from(packed)
+    clicks = list(clicks)
+    if len(clicks) == 1 and erased_at_ms <= erased_before:
+        ((timestamp, item),) = clicks
+        if timestamp <= erased_before:
+            return packed
+        newest = _CLICK.unpack_from(packed, len(packed) - _CLICK.size)[0] if _any(packed) else 0
+        if timestamp > newest:
+            surplus = (len(packed) - _FIRST) // _CLICK.size + 1 - length
+            kept = packed[_FIRST + max(surplus, 0) * _CLICK.size :]
+            return packed[:_FIRST] + kept + _CLICK.pack(timestamp, codes.code(item))
+    before = unpack(packed, codes)
+    after = merge(before, Window(tuple(clicks), erased_at_ms), length=length)
+    return packed if after == before else pack(after, codes)
+
+
+def without_old_erasure(packed: bytes, *, before_ms: int) -> bytes:
+    """Drop the erasure time where it is older than `before_ms`; else the very same object."""
+    (erased_at_ms,) = _ERASED.unpack_from(packed)
+    if NEVER < erased_at_ms < before_ms:
+        return EMPTY + packed[_FIRST:]
+    return packed
+
+
+def _any(packed: bytes) -> bool:
+    return len(packed) > _FIRST
+
+
+def click_columns(windows: Sequence[bytes]) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+    """All windows' clicks in one array.
+
+    Returns:
+        The clicks (`CLICK_DTYPE`), window after window, and the number of clicks of each window,
+        int64 (B,).
+    """
+    joined = b"".join([window[_FIRST:] for window in windows])
+    sizes = np.fromiter(map(len, windows), dtype=np.int64, count=len(windows))
+    return np.frombuffer(joined, dtype=CLICK_DTYPE), (sizes - _FIRST) // _CLICK.size

@@ -1,0 +1,1 @@
+"""What training, serving and look-up agree on, said once."""

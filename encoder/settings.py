@@ -1,0 +1,207 @@
+"""Settings, read from the environment: `MINDSTREAM_KAFKA__BOOTSTRAP_SERVERS=…` and so on.
+
+Every problem is reported at once, each naming its variable; secrets are never shown.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX: Final = "MINDSTREAM_"
+DELIMITER: Final = "__"
+
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/,\[\]]+):\d{1,5}")
+
+
+class SettingsError(ValueError):
+    """One or more settings are wrong; the message lists them all."""
+
+
+def _topic(name: str) -> str:
+    if not _TOPIC.fullmatch(name) or name in {".", ".."}:
+        raise ValueError("a topic name has 1 to 249 of the characters a-z A-Z 0-9 . _ -")
+    return name
+
+
+def _servers(value: str) -> str:
+    wrong = [one for one in value.split(",") if not _SERVER.fullmatch(one.strip())]
+    if wrong:
+        raise ValueError(f"expected host:port[,host:port...], got {', '.join(map(repr, wrong))}")
+    return value
+
+
+def _milvus_uri(value: str) -> str:
+    if "://" in value:
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("expected http://host:port, https://host:port or a path ending in .db")
+    elif not value.endswith(".db"):
+        raise ValueError("a path for Milvus Lite must end in .db; a server starts with http://")
+    return value
+
+
+Topic = Annotated[str, AfterValidator(_topic)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KafkaSettings(_Section):
+    """How to reach Kafka, and what the topics are called."""
+
+    bootstrap_servers: Annotated[str, AfterValidator(_servers)] = "127.0.0.1:9092"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_cafile: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    ssl_password: SecretStr | None = None
+    clicks_topic: Topic = "mindstream.clicks"
+    windows_topic: Topic = "mindstream.windows"
+    dead_letters_topic: Topic = "mindstream.dead-letters"
+    releases_topic: Topic = "mindstream.releases"
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> Self:
+        given = (self.sasl_mechanism, self.sasl_username, self.sasl_password)
+        if self.security_protocol.startswith("SASL") and None in given:
+            raise ValueError(
+                f"security_protocol {self.security_protocol} needs sasl_mechanism, sasl_username"
+                " and sasl_password"
+            )
+        names = [self.clicks_topic, self.windows_topic, self.dead_letters_topic]
+        names.append(self.releases_topic)
+        if len(set(names)) < len(names):
+            raise ValueError("the four topics must have different names")
+        return self
+
+
+class MilvusSettings(_Section):
+    """How to reach Milvus: a server's address, or a folder for the embedded Milvus Lite."""
+
+    uri: Annotated[str, AfterValidator(_milvus_uri)] = "./mindstream.db"
+    token: SecretStr | None = None
+    timeout_s: Seconds = 10.0
+
+
+class WorkerSettings(_Section):
+    """One worker of the update service."""
+
+    group_id: Annotated[str, Field(min_length=1)] = "mindstream"
+    instance_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] | None = None
+    max_batch_clicks: Annotated[int, Field(ge=1, le=100_000)] = 4096
+    session_timeout_s: Seconds = 30.0
+    max_poll_interval_s: Seconds = 300.0
+    step_budget_s: Seconds = 60.0
+    stop_budget_s: Seconds = 20.0
+    transaction_timeout_s: Seconds = 60.0
+    max_future_s: Annotated[float, Field(ge=0)] = 300.0
+    click_retention_s: Seconds = 7 * 86_400.0
+    encoder_threads: Annotated[int, Field(ge=1)] = 1
+    http_host: str = "127.0.0.1"
+    http_port: Annotated[int, Field(ge=0, le=65_535)] = 9108
+
+    @model_validator(mode="after")
+    def _budgets_nest(self) -> Self:
+        # A batch has three steps that may each spend their budget: encode is pure, so write and
+        # commit, and the poll itself. All must fit before the group takes the worker for dead.
+        if 2 * self.step_budget_s >= self.max_poll_interval_s:
+            raise ValueError(
+                f"step_budget_s ({self.step_budget_s:g}) must be less than half of"
+                f" max_poll_interval_s ({self.max_poll_interval_s:g})"
+            )
+        return self
+
+
+class ReleaseSettings(_Section):
+    """Where releases are kept."""
+
+    url: str = "./releases"
+    cache: str = "./.cache/releases"
+
+
+class TrainerSettings(_Section):
+    """The scheduled trainer."""
+
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    threads: Annotated[int, Field(ge=1)] | None = None
+    seed: int = 0
+
+
+class LogSettings(_Section):
+    """Logging. `auto` is a console on a terminal and JSON elsewhere."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+class Settings(BaseSettings):
+    """All settings of mindstream."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter=DELIMITER,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    kafka: KafkaSettings = KafkaSettings()
+    milvus: MilvusSettings = MilvusSettings()
+    worker: WorkerSettings = WorkerSettings()
+    releases: ReleaseSettings = ReleaseSettings()
+    trainer: TrainerSettings = TrainerSettings()
+    log: LogSettings = LogSettings()
+    window_length: Annotated[int, Field(ge=1, le=10_000)] = 50
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings from the environment, or all that is wrong with them.
+
+    Raises:
+        SettingsError: names every variable at fault and what is wrong with it.
+    """
+    lines = [f"  {name}: no such setting" for name in _unknown_variables()]
+    try:
+        settings = Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as exc:
+        lines += [
+            f"  {_variable(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in exc.errors(include_url=False, include_input=False)
+        ]
+    if lines:
+        raise SettingsError("\n".join(["wrong settings:", *lines]))
+    return settings
+
+
+def _unknown_variables() -> list[str]:
+    """Variables with our prefix that no setting reads; pydantic tells only of nested ones."""
+    known = tuple(PREFIX + name.upper() for name in Settings.model_fields)
+    return sorted(
+        name
+        for name in os.environ
+        if name.startswith(PREFIX) and name.upper().split(DELIMITER)[0] not in known
+    )
+
+
+def _variable(loc: tuple[int | str, ...]) -> str:
+    return PREFIX + DELIMITER.join(str(part) for part in loc).upper()

@@ -1,0 +1,81 @@
+"""Settings: every problem at once, by the name of its variable, secrets never shown."""
+
+import pytest
+
+from encoder.settings import SettingsError, load_settings
+from mindstream.environment import environment_of
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("MINDSTREAM_"):
+            monkeypatch.delenv(name)
+
+
+def test_every_problem_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One start tells all that must be mended."""
+    monkeypatch.setenv("MINDSTREAM_KAFKA__BOOTSTRAP_SERVERS", "kafka")
+    monkeypatch.setenv("MINDSTREAM_MILVUS__URI", "milvus")
+    monkeypatch.setenv("MINDSTREAM_WORKER__HTTP_PORT", "x")
+    monkeypatch.setenv("MINDSTREAM_WORKER__STEPBUDGET", "3")
+    monkeypatch.setenv("MINDSTREAM_WINDOWLENGTH", "3")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    text = str(caught.value)
+    for name in (
+        "MINDSTREAM_KAFKA__BOOTSTRAP_SERVERS",
+        "MINDSTREAM_MILVUS__URI",
+        "MINDSTREAM_WORKER__HTTP_PORT",
+        "MINDSTREAM_WORKER__STEPBUDGET",
+        "MINDSTREAM_WINDOWLENGTH",
+    ):
+        assert name in text
+
+
+def test_budgets_must_nest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries must end before the group gives the worker up."""
+    monkeypatch.setenv("MINDSTREAM_WORKER__STEP_BUDGET_S", "150")
+    with pytest.raises(SettingsError, match=r"step_budget_s \(150\) must be less than half"):
+        load_settings()
+
+
+def test_sasl_needs_all_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half-configured login is told before anything connects."""
+    monkeypatch.setenv("MINDSTREAM_KAFKA__SECURITY_PROTOCOL", "SASL_SSL")
+    with pytest.raises(SettingsError, match="needs sasl_mechanism"):
+        load_settings()
+
+
+def test_topics_must_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows on the clicks topic would be read as clicks."""
+    monkeypatch.setenv("MINDSTREAM_KAFKA__WINDOWS_TOPIC", "mindstream.clicks")
+    with pytest.raises(SettingsError, match="different names"):
+        load_settings()
+
+
+def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the settings' text nor in an error."""
+    monkeypatch.setenv("MINDSTREAM_KAFKA__SASL_PASSWORD", "hunter2")
+    monkeypatch.setenv("MINDSTREAM_MILVUS__TOKEN", "hunter2")
+    assert "hunter2" not in repr(load_settings())
+    monkeypatch.setenv("MINDSTREAM_WINDOW_LENGTH", "0")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_settings_survive_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one process hands to another is what it has."""
+    monkeypatch.setenv("MINDSTREAM_WORKER__HTTP_PORT", "1234")
+    monkeypatch.setenv("MINDSTREAM_MILVUS__TOKEN", "hunter2")
+    monkeypatch.setenv("MINDSTREAM_WINDOW_LENGTH", "7")
+    settings = load_settings()
+    variables = environment_of(settings)
+    assert variables == {
+        "MINDSTREAM_WORKER__HTTP_PORT": "1234",
+        "MINDSTREAM_MILVUS__TOKEN": "hunter2",
+        "MINDSTREAM_WINDOW_LENGTH": "7",
+    }
