@@ -1,0 +1,141 @@
+"""The parts of MIND, each against the paper's formula written out."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from training.loss import NegativeSampler, log_uniform, popularity, sampled_softmax
+from training.model import Mind, attend, route, slot_counts, squash, unit
+
+
+def test_interest_numbers_follow_the_paper() -> None:
+    """max(1, min(K, log2 n)), rounded down and exact at powers of two; 0 without clicks."""
+    clicks = torch.arange(0, 5000)
+    expected = [0, *(max(1, min(9, n.bit_length() - 1)) for n in range(1, 5000))]
+    assert slot_counts(clicks, 9).tolist() == expected
+
+
+def test_squash_and_unit_keep_directions() -> None:
+    """Lengths become s²/(1+s²) and 1; zero stays zero, in value and in gradient."""
+    vectors = torch.tensor([[3.0, 4.0], [0.3, -0.4], [0.0, 0.0]], requires_grad=True)
+    lengths = torch.tensor([25 / 26, 0.25 / 1.25, 0.0])
+    torch.testing.assert_close(squash(vectors).norm(dim=1), lengths)
+    torch.testing.assert_close(unit(vectors)[:2], torch.tensor([[0.6, 0.8], [0.6, -0.8]]))
+    (squash(vectors) + unit(vectors)).sum().backward()  # type: ignore[no-untyped-call]
+    assert vectors.grad is not None
+    assert vectors.grad.isfinite().all()
+
+
+def test_routing_is_algorithm_one() -> None:
+    """Three rounds, click by click and interest by interest, give the same capsules."""
+    torch.manual_seed(0)
+    behaviours, logits = torch.randn(1, 5, 4), torch.randn(1, 5, 3)
+    mask = torch.tensor([[True, True, True, True, False]])
+    slots = torch.tensor([[True, True, False]])
+    capsules, couplings = route(behaviours, logits, mask, slots, 3)
+
+    b = {(i, j): float(logits[0, i, j]) for i in range(4) for j in range(2)}
+    for _ in range(3):
+        w = {
+            (i, j): math.exp(b[i, j]) / sum(math.exp(b[i, k]) for k in range(2))
+            for i in range(4)
+            for j in range(2)
+        }
+        z = [sum(w[i, j] * behaviours[0, i] for i in range(4)) for j in range(2)]
+        u = [v.norm() ** 2 / (1 + v.norm() ** 2) * v / v.norm() for v in z]  # type: ignore[union-attr]
+        b = {(i, j): b[i, j] + float(u[j] @ behaviours[0, i]) for i, j in b}
+    torch.testing.assert_close(capsules[0, :2], torch.stack(u))
+    assert not capsules[0, 2].any()
+    torch.testing.assert_close(couplings[0, :4, 0], torch.tensor([w[i, 0] for i in range(4)]))
+    assert not couplings[0, 4].any()
+
+
+def test_attention_is_as_published() -> None:
+    """Products to the power p, softmax over the user's own interests only."""
+    interests = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]])
+    slots = torch.tensor([[True, True, False]])
+    target = torch.tensor([[[2.0, 1.0]]])
+    weights = torch.tensor([2.0**2, 1.0**2]).softmax(dim=0)
+    torch.testing.assert_close(attend(interests, slots, target, 2.0, 1.0)[0, 0], weights)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_attention_of_infinite_power_takes_the_likeliest(sign: float) -> None:
+    """Also where all products are negative; and a large power comes close to it."""
+    interests = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    slots = torch.ones(1, 2, dtype=torch.bool)
+    target = sign * torch.tensor([[[2.0, 1.0]]])
+    hard = attend(interests, slots, target, math.inf, 1.0)
+    assert hard.tolist() == [[[1.0, 0.0]] if sign > 0 else [[0.0, 1.0]]]
+    torch.testing.assert_close(attend(interests, slots, target, 9.0, 1.5), hard)
+
+
+def test_sampled_softmax_approaches_the_full_one() -> None:
+    """With the correction, many draws of any distribution give nearly the loss over all items."""
+    torch.manual_seed(0)
+    table = torch.randn(51, 8)
+    table[0] = 0
+    users, targets = torch.randn(40, 2, 8), torch.randint(1, 51, (40, 2))
+    full = torch.nn.functional.cross_entropy(
+        (users @ table[1:].T / 2).flatten(0, 1), targets.flatten() - 1
+    )
+    counts = np.random.default_rng(0).integers(100, 500, 50)
+    for probabilities in (log_uniform(counts), popularity(counts, 1.0), popularity(counts, 0.0)):
+        sampler = NegativeSampler(probabilities)
+        drawn = sampler.draw(np.random.default_rng(0), 20_000)
+        loss = sampled_softmax(users, targets, table, drawn, sampler.log_probability, 2.0)
+        assert loss.item() == pytest.approx(full.item(), abs=0.05)
+        uncorrected = sampled_softmax(users, targets, table, drawn, None, 2.0)
+        assert uncorrected.item() > full.item() + 1
+
+
+def test_missing_targets_do_not_count() -> None:
+    """Row 0 among the targets changes neither the loss nor its gradient."""
+    torch.manual_seed(0)
+    table = torch.randn(9, 4)
+    users = torch.randn(3, 1, 4)
+    negatives = torch.tensor([1, 2, 3])
+    one = sampled_softmax(users, torch.tensor([[4], [5], [6]]), table, negatives, None, 1.0)
+    twice = users.expand(3, 2, 4)
+    targets = torch.tensor([[4, 0], [5, 0], [6, 0]])
+    torch.testing.assert_close(sampled_softmax(twice, targets, table, negatives, None, 1.0), one)
+    assert sampled_softmax(users, torch.zeros(3, 1).long(), table, negatives, None, 1.0) == 0
+
+
+def test_a_draw_of_the_target_itself_does_not_count() -> None:
+    """The target is not its own negative."""
+    torch.manual_seed(0)
+    table, users = torch.randn(9, 4), torch.randn(3, 1, 4)
+    targets = torch.tensor([[4], [4], [4]])
+    without = sampled_softmax(users, targets, table, torch.tensor([1, 2, 3]), None, 1.0)
+    drawn = sampled_softmax(users, targets, table, torch.tensor([1, 4, 2, 3, 4]), None, 1.0)
+    torch.testing.assert_close(drawn, without)
+
+
+def test_samplers_draw_as_they_say() -> None:
+    """Observed shares match the probabilities, and popular items are drawn more."""
+    counts = np.array([5, 100, 20, 1])
+    for probabilities in (log_uniform(counts), popularity(counts, 1.0), popularity(counts, 0.0)):
+        assert probabilities.sum() == pytest.approx(1)
+        drawn = NegativeSampler(probabilities).draw(np.random.default_rng(0), 100_000)
+        shares = np.bincount(drawn.numpy(), minlength=5) / 100_000
+        np.testing.assert_allclose(shares[1:], probabilities, atol=0.01)
+        assert shares[0] == 0
+    assert log_uniform(counts).argsort().tolist() == [3, 0, 2, 1]
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+def test_windows_without_clicks_have_sound_gradients(cosine: bool) -> None:
+    """Empty and single-click windows in a batch do not poison training."""
+    model = Mind(10, width=6, interests=3, cosine=cosine, hidden=4)
+    rows = torch.tensor([[0, 0, 0], [4, 0, 0], [1, 2, 3]])
+    vectors = torch.nn.functional.embedding(rows, model.item_table())
+    interests, _ = model.encode(vectors, rows > 0, torch.randn(3, 3, 3))
+    assert not interests[0].any()
+    interests.pow(3).sum().backward()  # type: ignore[no-untyped-call]
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert not model.table.grad[0].any()

@@ -1,0 +1,46 @@
+"""A small real release for tests: untrained weights, the real model, the real export."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+
+from encoder.release import Release, TrainingRecord, write_release
+from training.export import export_graph
+from training.model import Mind
+
+_GRAPHS: dict[tuple[int, int, int, int], tuple[bytes, Mind]] = {}
+
+
+def make_small_release(
+    folder: Path,
+    *,
+    items: int = 200,
+    width: int = 16,
+    interests: int = 4,
+    window_length: int = 20,
+    seed: int = 0,
+    name: str = "r_small",
+) -> Release:
+    """Write a release with items `item-1` … `item-N` (and a title for each) to `folder`."""
+    key = (items, width, interests, seed)
+    if key not in _GRAPHS:  # exporting takes seconds, and tests ask for the same one many times
+        model = Mind(items, width=width, interests=interests, seed=seed)
+        _GRAPHS[key] = (export_graph(model), model)
+    graph, model = _GRAPHS[key]
+    table = model.item_table().detach().numpy()
+    return write_release(
+        folder,
+        encoder=graph,
+        items=table,
+        item_ids=[f"item-{row}" for row in range(1, items + 1)],
+        release=name,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        window_length=window_length,
+        interests=interests,
+        routing_iterations=model.iterations,
+        training=TrainingRecord(
+            since_ms=0, until_ms=0, clicks=0, users=0, preset="untrained", seed=seed
+        ),
+        features=pa.table({"title": [f"Title of item {row}" for row in range(1, items + 1)]}),
+    )

@@ -1,0 +1,141 @@
+"""The rows of EXPERIMENTS.md: `python -m training.experiments [VARIANT ...] [--seeds N]`.
+
+Trains every variant on the oldest 90 % of the first 80 % of Online Retail II and measures it on the
+rest of that part; the newest 20 % of the log, which the demo replays, is never looked at.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from training.click_log import ClickLog
+from training.evaluation import HeldOut, search
+from training.fit import fit
+from training.model import ServedMind
+from training.preset import PRESETS, TrainingConfig
+from training.sequences import Sequences
+from training.trainer import build_model, hold_out, item_vectors, measure, vocabulary
+
+SEEN: Final = 0.8
+HOLDOUT: Final = 0.1
+DEFAULT_DATA: Final = (
+    Path(__file__).resolve().parent.parent / "mindstream" / "data" / "online_retail_II.parquet"
+)
+
+# Steps from the paper to the default, then one change at a time from the default.
+VARIANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "paper": ("paper", {}),
+    "paper, no ReLU layer": ("paper", {"hidden": 0}),
+    "paper, no ReLU layer, cosine": ("paper", {"hidden": 0, "cosine": True, "temperature": 0.1}),
+    "default, one target": ("default", {"targets": 1}),
+    "default": ("default", {}),
+    "half an epoch": ("default", {"epochs": 0.5}),
+    "horizon 20": ("default", {"horizon": 20}),
+    "ReLU layer": ("default", {"hidden": 256}),
+    "one interest": ("default", {"interests": 1}),
+    "eight interests": ("default", {"interests": 8}),
+    "one round of routing": ("default", {"routing_iterations": 1}),
+    "soft attention, p = 1": ("default", {"attention_power": 1.0}),
+    "soft attention, p = 2": ("default", {"attention_power": 2.0}),
+    "negatives by popularity": ("default", {"sampler": "popularity"}),
+    "negatives evenly": ("default", {"sampler": "uniform"}),
+    "no correction": ("default", {"correct_sampling": False}),
+    "temperature 0.07": ("default", {"temperature": 0.07}),
+    "temperature 0.13": ("default", {"temperature": 0.13}),
+}
+COLUMNS: Final = ("recall_at_20", "recall_at_50", "hit_rate_at_50", "ndcg_at_50")
+EXTRAS: Final = ("likeness", "catalogue", "kept")
+
+
+def run(log: ClickLog, config: TrainingConfig) -> dict[str, float]:
+    """Train one variant and measure it.
+
+    Returns:
+        Measures as in the manifest; and `likeness`, the mean cosine between a user's interests;
+        `catalogue`, the share of items in anyone's top 50; `kept`, the share of interests that are
+        likest to themselves after the window slid by a click; `seconds` of training.
+    """
+    past, future = hold_out(log, config.holdout)
+    item_ids = vocabulary(past, config.min_item_clicks)
+    sequences = Sequences.from_log(past, item_ids)
+    held_out = HeldOut.split(past, future, item_ids, config.window_length)
+    model = build_model(len(item_ids), config)
+    began = time.perf_counter()
+    fit(model, sequences, config)
+    seconds = time.perf_counter() - began
+    metrics = measure(model, sequences, held_out, config)
+
+    table = item_vectors(model)
+    served = ServedMind(model).eval()
+
+    def encode(windows: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.from_numpy(windows)
+        with torch.no_grad():
+            interests, counts, *_ = served(torch.from_numpy(table), rows, torch.zeros(rows.shape))
+        return interests, counts
+
+    interests, counts = encode(held_out.windows)
+    found = search(interests.numpy(), counts.numpy(), table, 50)
+    full = held_out.windows[(held_out.windows > 0).all(axis=1)]
+    (before, used), (after, _) = encode(full[:, :-1]), encode(full[:, 1:])
+    pairs = (interests @ interests.transpose(1, 2)).triu(1).flatten(1)  # (U, K·K)
+    slots = torch.arange(config.interests)
+    real = (slots < counts.unsqueeze(1)).unsqueeze(2) & (slots < counts.unsqueeze(1)).unsqueeze(1)
+    real = real.triu(1).flatten(1)
+    stay = (before @ after.transpose(1, 2)).argmax(dim=2) == slots  # (U, K)
+    stay = stay[slots < used.unsqueeze(1)]
+    return metrics | {
+        "likeness": float(pairs[real].mean()) if real.any() else math.nan,
+        "catalogue": len(np.unique(found[found > 0])) / len(item_ids),
+        "kept": float(stay.double().mean()),
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    """Print a row of the table for each variant named, all of them if none is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.variants) - set(VARIANTS):
+        parser.error(f"unknown variants: {', '.join(sorted(unknown))}")
+    log = ClickLog.from_parquet(arguments.data)
+    log = log.between(until_ms=log.cut_ms(SEEN))
+    line = sys.stdout.write
+    line(
+        "| variant | R@20 | R@50 | HR@50 | NDCG@50 | mean cosine | catalogue | slots kept "
+        "| seconds |\n|---|---|---|---|---|---|---|---|---|\n"
+    )
+    for place, name in enumerate(arguments.variants or VARIANTS):
+        base, changes = VARIANTS[name]
+        results = []
+        for seed in range(arguments.seeds):
+            config = dataclasses.replace(PRESETS[base], holdout=HOLDOUT, seed=seed, **changes)
+            results.append(run(log, config))
+        if not place:
+            cells = [f"{100 * results[0][f'popularity_{column}']:.1f}" for column in COLUMNS]
+            line(f"| popularity | {' | '.join(cells)} | | | | |\n")
+        cells = [_cell([100 * result[column] for result in results]) for column in COLUMNS]
+        cells += [f"{np.mean([result[extra] for result in results]):.2f}" for extra in EXTRAS]
+        seconds = np.mean([result["seconds"] for result in results])
+        line(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |\n")
+        sys.stdout.flush()
+
+
+def _cell(values: list[float]) -> str:
+    spread = f" ± {np.std(values):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread}"
+
+
+if __name__ == "__main__":
+    main()

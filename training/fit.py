@@ -1,0 +1,143 @@
+"""The training loop.
+
+B users, L window length, K interests, D vector width, T targets, S negatives.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training.loss import NegativeSampler, log_uniform, popularity, sampled_softmax
+from training.model import Mind, attend, slot_counts
+from training.preset import TrainingConfig
+from training.sequences import Batch, Sequences
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage of `train_release` is.
+
+    Attributes:
+        stage: "training", "evaluating" or "exporting".
+        done: steps done, of `total`.
+        total: steps of this stage.
+        loss: smoothed training loss; None outside training.
+    """
+
+    stage: str
+    done: int
+    total: int
+    loss: float | None = None
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+def fit(
+    model: Mind,
+    sequences: Sequences,
+    config: TrainingConfig,
+    progress: ProgressCallback | None = None,
+) -> float:
+    """Train a model in place; the same seed and threads give the same bits.
+
+    Returns:
+        The smoothed loss at the end.
+    """
+    rng = np.random.default_rng([config.seed, 1])
+    noise = torch.Generator().manual_seed(config.seed)
+    counts = np.bincount(sequences.rows, minlength=len(model.table))[1:]
+    sampler = NegativeSampler(
+        log_uniform(counts)
+        if config.sampler == "log_uniform"
+        else popularity(counts, 1.0 if config.sampler == "popularity" else 0.0)
+    )
+    correction = sampler.log_probability if config.correct_sampling else None
+    steps = math.ceil(len(sequences.example_positions()) * config.epochs / config.batch_size)
+    optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
+    smoothed = math.nan
+    model.train()
+    with torch_threads(config.threads):
+        for step, batch in enumerate(_batches(sequences, rng, config, steps), start=1):
+            negatives = sampler.draw(rng, config.negatives)
+            loss = _loss(model, batch, negatives, correction, noise, config)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            value = loss.item()
+            smoothed = value if math.isnan(smoothed) else 0.98 * smoothed + 0.02 * value
+            if progress is not None:
+                progress(Progress("training", step, steps, smoothed))
+    model.eval()
+    return smoothed
+
+
+def _loss(
+    model: Mind,
+    batch: Batch,
+    negatives: Tensor,
+    correction: Tensor | None,
+    noise: torch.Generator,
+    config: TrainingConfig,
+) -> Tensor:
+    table = model.item_table()  # (N+1, D)
+    rows = torch.from_numpy(batch.rows)  # (B, L)
+    targets = torch.from_numpy(batch.targets)  # (B, T)
+    mask = rows > 0
+    vectors = functional.embedding(rows, table)  # (B, L, D)
+    logits = torch.empty(*rows.shape, config.interests).normal_(
+        0, config.routing_noise, generator=noise
+    )
+    interests, _ = model.encode(vectors, mask, logits)  # (B, K, D)
+    counts = slot_counts(mask.sum(dim=1), config.interests)
+    slots = torch.arange(config.interests) < counts.unsqueeze(1)  # (B, K)
+    scale = 1 / config.temperature
+    labels = functional.embedding(targets, table)  # (B, T, D)
+    users = attend(interests, slots, labels, config.attention_power, scale)  # (B, T, D)
+    # A window of unknown items only has no interest to learn from.
+    targets = torch.where((counts > 0).unsqueeze(1), targets, 0)
+    return sampled_softmax(users, targets, table, negatives, correction, config.temperature)
+
+
+def _batches(
+    sequences: Sequences, rng: np.random.Generator, config: TrainingConfig, steps: int
+) -> Iterator[Batch]:
+    done = 0
+    while done < steps:
+        for batch in sequences.epoch(
+            rng,
+            batch_size=config.batch_size,
+            window_length=config.window_length,
+            targets=config.targets,
+            horizon=config.horizon,
+        ):
+            yield batch
+            done += 1
+            if done == steps:
+                return
+
+
+def _rate(step: int, steps: int) -> float:
+    warm_up = max(1, steps // 20)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Use so many threads within torch, and put the number back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

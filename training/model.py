@@ -1,0 +1,244 @@
+"""MIND in torch: multi-interest network with dynamic routing (Li et al., CIKM 2019).
+
+B users, L window length, K interests, D vector width, T targets.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# Stands for "never" among logits. Not -inf: a user without clicks has no slot at all, and the
+# softmax of nothing but -inf is NaN.
+NEVER = -1e9
+
+
+def slot_counts(clicks: Tensor, slots: int) -> Tensor:
+    """How many interests a user has: K' = max(1, min(K, log2 |clicks|)).
+
+    The paper's dynamic interest number; rounded down, and 0 for users without a click.
+
+    Args:
+        clicks: int64 (B,), known clicks in the window.
+        slots: K, the most there can be.
+
+    Returns:
+        int64 (B,).
+    """
+    # Compared with powers of two, because log2 in floating point may fall short of an integer.
+    powers = torch.tensor([2**k for k in range(1, slots + 1)], device=clicks.device)
+    reached = (clicks.unsqueeze(1) >= powers).sum(dim=1)  # (B,)
+    return torch.where(clicks > 0, reached.clamp(min=1), torch.zeros_like(clicks))
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Scale vectors over their last axis to length 1; zero stays zero, without NaN gradients."""
+    squares = _squared_length(vectors)
+    # torch's ONNX exporter drops additions of tiny constants, so an epsilon would not survive.
+    some = squares > 0
+    return vectors * torch.where(some, squares, torch.ones_like(squares)).rsqrt()
+
+
+def _squared_length(vectors: Tensor) -> Tensor:
+    # As a product of matrices, because ONNX Runtime adds up a row in an order that depends on where
+    # the row lies in memory, so that a user's bits would depend on who else is in the batch.
+    return (vectors * vectors) @ vectors.new_ones(vectors.shape[-1], 1)
+
+
+def squash(vectors: Tensor) -> Tensor:
+    """Map lengths to [0, 1), keeping directions, as the paper's squash; zero stays zero."""
+    squares = _squared_length(vectors)
+    safe = torch.where(squares > 0, squares, torch.ones_like(squares))
+    return vectors * (safe.sqrt() / (1 + squares))
+
+
+def route(
+    behaviours: Tensor, logits: Tensor, mask: Tensor, slots: Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Group each user's behaviours into interest capsules.
+
+    Behaviour-to-interest dynamic routing: MIND (Li et al., CIKM 2019), algorithm 1. Gradients pass
+    through the last round only, as in CapsNet's published code; the rounds before settle the
+    couplings.
+
+    Args:
+        behaviours: float32 (B, L, D), already projected by the shared bilinear map.
+        logits: float32 (B, L, K), initial routing logits.
+        mask: bool (B, L), True where there is a click.
+        slots: bool (B, K), True for the interests that the user has.
+        iterations: rounds of routing, at least 1.
+
+    Returns:
+        Capsules float32 (B, K, D), and the couplings float32 (B, L, K) that made them. Both are
+        zero in slots the user does not have, and couplings also where there is no click.
+    """
+    clicks = mask.unsqueeze(2)  # (B, L, 1)
+    allowed = slots.unsqueeze(1)  # (B, 1, K)
+    settled = behaviours.detach()
+    for _ in range(iterations - 1):
+        couplings = _couplings(logits, clicks, allowed)
+        capsules = squash(couplings.transpose(1, 2) @ settled)  # (B, K, D)
+        logits = logits + settled @ capsules.transpose(1, 2)  # (B, L, K)
+    couplings = _couplings(logits, clicks, allowed)
+    return squash(couplings.transpose(1, 2) @ behaviours), couplings
+
+
+def _couplings(logits: Tensor, clicks: Tensor, allowed: Tensor) -> Tensor:
+    shares = torch.where(allowed, logits, NEVER).softmax(dim=2)  # over the interests
+    return torch.where(clicks & allowed, shares, 0.0)  # (B, L, K)
+
+
+def attend(interests: Tensor, slots: Tensor, targets: Tensor, power: float, scale: float) -> Tensor:
+    """Label-aware attention: the user as the target sees them.
+
+    softmax(pow(⟨interest, target⟩, p)) over the user's interests. The power is taken of the
+    product's size and the sign put back: the paper leaves negative products open, and an even power
+    would favour the interest that is most unlike the target.
+
+    Args:
+        interests: float32 (B, K, D).
+        slots: bool (B, K), True for the interests that the user has.
+        targets: float32 (B, T, D), item vectors.
+        power: p; 0 weighs all interests alike, infinity takes the likeliest alone.
+        scale: products are multiplied by it first (1 in the paper; 1/temperature for cosines).
+
+    Returns:
+        float32 (B, T, D).
+    """
+    real = slots.unsqueeze(1)  # (B, 1, K)
+    likeness = targets @ interests.transpose(1, 2) * scale  # (B, T, K)
+    if math.isinf(power):
+        best = torch.where(real, likeness, NEVER).argmax(dim=2, keepdim=True)  # (B, T, 1)
+        return interests.gather(1, best.expand(-1, -1, interests.shape[2]))
+    raised = likeness if power == 1 else likeness.sign() * likeness.abs().pow(power)
+    return torch.where(real, raised, NEVER).softmax(dim=2) @ interests  # (B, T, D)
+
+
+class Mind(nn.Module):
+    """Item table, shared bilinear map, routing, and label-aware attention.
+
+    Args:
+        items: N; the table has N+1 rows, row 0 being padding.
+        width: D.
+        interests: K.
+        iterations: rounds of routing.
+        cosine: compare unit vectors (items and interests alike) instead of raw inner products.
+        hidden: width of the ReLU layer that the paper puts after the capsules; 0 for none.
+        seed: of the weights and of the directions that seed served routing.
+    """
+
+    directions: Tensor
+
+    def __init__(
+        self,
+        items: int,
+        *,
+        width: int,
+        interests: int,
+        iterations: int = 3,
+        cosine: bool = True,
+        hidden: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.interests = interests
+        self.iterations = iterations
+        self.cosine = cosine
+        scale = 1 / math.sqrt(width)
+        table = torch.randn(items + 1, width, generator=generator) * scale
+        table[0] = 0.0
+        self.table = nn.Parameter(table)
+        # S, the bilinear map that all pairs of clicks and interests share. From the identity plus
+        # noise, so that routing groups similar items from the start.
+        noise = torch.randn(width, width, generator=generator) * (0.1 * scale)
+        self.bilinear = nn.Parameter(torch.eye(width) + noise)
+        self.layers = nn.Sequential()
+        if hidden:
+            into, out = nn.Linear(width, hidden), nn.Linear(hidden, width)
+            for layer in (into, out):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
+                nn.init.zeros_(layer.bias)
+            self.layers = nn.Sequential(into, nn.ReLU(), out)
+        self.register_buffer("directions", torch.randn(width, interests, generator=generator))
+
+    def item_table(self) -> Tensor:
+        """Item vectors as compared and served: float32 (N+1, D), row 0 zeros."""
+        return unit(self.table) if self.cosine else self.table
+
+    def encode(self, vectors: Tensor, mask: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode windows of item vectors.
+
+        Args:
+            vectors: float32 (B, L, D), rows of `item_table`, zero where there is no click.
+            mask: bool (B, L), True where there is a click.
+            logits: float32 (B, L, K), initial routing logits.
+
+        Returns:
+            Interests float32 (B, K, D), zero in slots the user does not have (of length 1
+            elsewhere if the model compares cosines), and couplings float32 (B, L, K).
+        """
+        counts = slot_counts(mask.sum(dim=1), self.interests)  # (B,)
+        slots = torch.arange(self.interests, device=mask.device) < counts.unsqueeze(1)  # (B, K)
+        behaviours = vectors @ self.bilinear  # (B, L, D)
+        capsules, couplings = route(behaviours, logits, mask, slots, self.iterations)
+        if len(self.layers):
+            capsules = torch.where(slots.unsqueeze(2), self.layers(capsules), 0.0)
+        return (unit(capsules) if self.cosine else capsules), couplings  # (B, K, D), (B, L, K)
+
+    def served_logits(self, vectors: Tensor) -> Tensor:
+        """Routing logits seeded by the item: its unit vector times K fixed random directions.
+
+        The paper draws them at random, in training and in service. Served this way, the result is
+        a function of the window, and an interest keeps its slot as the window slides.
+        """
+        return (vectors if self.cosine else unit(vectors)) @ self.directions  # (B, L, K)
+
+
+class ServedMind(nn.Module):
+    """What is exported: windows of item rows in, interests and what explains them out."""
+
+    def __init__(self, model: Mind) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, items: Tensor, rows: Tensor, ages: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Encode windows.
+
+        Args:
+            items: float32 (N+1, D), the item table, row 0 zeros.
+            rows: int64 (B, L), rows of the table, oldest click first; 0 where there is none.
+            ages: float32 (B, L), seconds before the window's newest click; this model ignores it.
+
+        Returns:
+            interests float32 (B, K, D), counts int64 (B,), weights float32 (B, K), assignment
+            int64 (B, L) and exemplars int64 (B, K), as in `encoder.mind_encoder.InterestBatch`.
+        """
+        del ages
+        mask = rows > 0  # (B, L)
+        vectors = items[rows]  # (B, L, D)
+        interests, couplings = self.model.encode(vectors, mask, self.model.served_logits(vectors))
+        if not self.model.cosine:
+            interests = unit(interests)
+        clicks = mask.sum(dim=1)  # (B,)
+        counts = slot_counts(clicks, self.model.interests)
+        slots = torch.arange(self.model.interests, device=rows.device) < counts.unsqueeze(1)
+
+        # Each click's couplings add up to 1. A product of matrices: see `_squared_length`; of two
+        # columns, because ONNX Runtime treats a single one as a vector, with another order.
+        routed = (couplings.transpose(1, 2) @ couplings.new_ones(rows.shape[1], 2))[:, :, 0]
+        weights = routed / clicks.clamp(min=1).unsqueeze(1)  # (B, K)
+
+        assignment = torch.where(mask, couplings.argmax(dim=2), -1)  # (B, L)
+
+        slot = torch.arange(self.model.interests, device=rows.device)
+        own = assignment.unsqueeze(2) == slot  # (B, L, K)
+        has_own = own.any(dim=1, keepdim=True)  # (B, 1, K)
+        eligible = own | (mask.unsqueeze(2) & ~has_own)  # (B, L, K)
+        likeness = torch.where(eligible, vectors @ interests.transpose(1, 2), NEVER)  # (B, L, K)
+        # Turned round, because argmax takes the first of equals and the newest click is last.
+        newest_first = likeness.flip(1).argmax(dim=1)  # (B, K)
+        exemplars = torch.where(slots, rows.shape[1] - 1 - newest_first, -1)
+        return interests, counts, weights, assignment, exemplars

@@ -1,0 +1,177 @@
+"""From clicks to a release folder: hold out, train, evaluate, export, write."""
+
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from encoder.release import (
+    Release,
+    ReleaseError,
+    TrainingRecord,
+    default_release_name,
+    write_release,
+)
+from training.click_log import ClickLog, ClickLogError
+from training.evaluation import HeldOut, evaluate, evaluate_popularity
+from training.export import check_graph, checked_windows, export_graph
+from training.fit import Progress, ProgressCallback, fit, torch_threads
+from training.model import Mind, ServedMind
+from training.preset import TrainingConfig
+from training.sequences import Sequences
+
+_WINDOWS_AT_ONCE = 1024
+
+
+def train_release(
+    clicks: ClickLog,
+    folder: Path,
+    *,
+    created_at: datetime,
+    config: TrainingConfig | None = None,
+    progress: ProgressCallback | None = None,
+    release: str | None = None,
+    parent: str | None = None,
+) -> Release:
+    """Train on all but the newest clicks, measure on those, and write a release.
+
+    Args:
+        clicks: the log; the newest `config.holdout` of it, by time, is only measured on.
+        folder: the release folder to create; it must not exist.
+        created_at: when, with a time zone.
+        config: how; the default preset if None.
+        progress: told about every step.
+        release: its name; after `created_at` if None.
+        parent: the release in use, for the lineage.
+
+    Returns:
+        The release. Its metrics hold the measures on held-out clicks, the same for popularity
+        (`popularity_…`), and `evaluated_users`; without users to measure on, just the latter.
+
+    Raises:
+        ClickLogError: there is nothing to learn from.
+        ReleaseError: the folder exists or the name is not valid.
+        ExportError: the exported graph disagrees with the model.
+    """
+    config = config or TrainingConfig()
+    tell = progress or (lambda _: None)
+    if folder.exists():
+        raise ReleaseError(f"{folder} exists; a release is never changed in place, choose another")
+    past, future = hold_out(clicks, config.holdout)
+    item_ids = vocabulary(past, config.min_item_clicks)
+    sequences = Sequences.from_log(past, item_ids)
+    if not len(sequences.example_positions()):
+        raise ClickLogError(
+            f"no user has two clicks on known items in the {len(past)} clicks to train on; train "
+            "on a longer time"
+        )
+
+    model = build_model(len(item_ids), config)
+    fit(model, sequences, config, progress)
+
+    tell(Progress("evaluating", 0, 1))
+    held_out = HeldOut.split(past, future, item_ids, config.window_length)
+    metrics = measure(model, sequences, held_out, config)
+    tell(Progress("evaluating", 1, 1))
+
+    tell(Progress("exporting", 0, 1))
+    with torch_threads(config.threads):
+        graph = export_graph(model)
+        windows = checked_windows(
+            sequences.last_windows(config.window_length), config.window_length
+        )
+        check_graph(graph, model, windows)
+    written = write_release(
+        folder,
+        encoder=graph,
+        items=item_vectors(model),
+        item_ids=item_ids,
+        release=release or default_release_name(created_at),
+        created_at=created_at,
+        window_length=config.window_length,
+        interests=config.interests,
+        routing_iterations=config.routing_iterations,
+        training=TrainingRecord(
+            since_ms=int(past.timestamps_ms.min()),
+            until_ms=int(past.timestamps_ms.max()),
+            clicks=len(past),
+            users=len(past.user_ids),
+            preset=config.name,
+            seed=config.seed,
+            hyper_parameters=config.hyper_parameters(),
+        ),
+        metrics=metrics,
+        parent=parent,
+    )
+    tell(Progress("exporting", 1, 1))
+    return written
+
+
+def hold_out(clicks: ClickLog, share: float) -> tuple[ClickLog, ClickLog]:
+    """Split off the newest share of the clicks, by time; nothing if that would leave none.
+
+    Raises:
+        ClickLogError: the log is empty.
+    """
+    if not len(clicks):
+        raise ClickLogError("the click log is empty; there is nothing to train on")
+    newest = int(clicks.timestamps_ms.max())
+    cut = clicks.cut_ms(1 - share) if share else newest + 1
+    if cut == int(clicks.timestamps_ms.min()):
+        cut = newest + 1
+    return clicks.between(until_ms=cut), clicks.between(since_ms=cut)
+
+
+def vocabulary(clicks: ClickLog, min_item_clicks: int) -> list[str]:
+    """The ids of the items clicked often enough, sorted: rows 1..N of the item table."""
+    counts = np.bincount(clicks.items, minlength=len(clicks.item_ids))
+    return [item for item, n in zip(clicks.item_ids, counts, strict=True) if n >= min_item_clicks]
+
+
+def build_model(items: int, config: TrainingConfig) -> Mind:
+    """An untrained model for so many items."""
+    return Mind(
+        items,
+        width=config.width,
+        interests=config.interests,
+        iterations=config.routing_iterations,
+        cosine=config.cosine,
+        hidden=config.hidden,
+        seed=config.seed,
+    )
+
+
+def measure(
+    model: Mind, sequences: Sequences, held_out: HeldOut, config: TrainingConfig
+) -> dict[str, float]:
+    """Measures of the served form of a model and of popularity; see `train_release`."""
+    metrics = {"evaluated_users": float(len(held_out))}
+    if not len(held_out):
+        return metrics
+    table = item_vectors(model)
+    served = ServedMind(model).eval()
+
+    def encode(
+        windows: npt.NDArray[np.int64],
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        items = torch.from_numpy(table)
+        with torch.no_grad(), torch_threads(config.threads):
+            parts = []
+            for start in range(0, len(windows), _WINDOWS_AT_ONCE):
+                rows = torch.from_numpy(windows[start : start + _WINDOWS_AT_ONCE])
+                parts.append(served(items, rows, torch.zeros(rows.shape))[:2])
+        interests, counts = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+        return interests, counts
+
+    metrics |= evaluate(encode, table, held_out)
+    clicks = np.bincount(sequences.rows, minlength=len(table))[1:]
+    popularity = evaluate_popularity(clicks, held_out)
+    return metrics | {f"popularity_{name}": value for name, value in popularity.items()}
+
+
+def item_vectors(model: Mind) -> npt.NDArray[np.float32]:
+    """The item table as served: float32 (N+1, D), row 0 zeros."""
+    with torch.no_grad():
+        return model.item_table().numpy().astype(np.float32, copy=True)
