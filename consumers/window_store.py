@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from consumers.packed_window import EMPTY, ItemCodes, pack, unpack
+from consumers.packed_window import EMPTY, ItemCodes, pack
 from encoder.window import Window
 
 
@@ -45,10 +45,6 @@ class WindowStore:
             KeyError: the partition is not held.
         """
         return self._partitions[partition].get(user_id, EMPTY)
-
-    def window(self, partition: int, user_id: str) -> Window:
-        """A user's window."""
-        return unpack(self.packed(partition, user_id), self.codes)
 
     def put(self, partition: int, windows: Mapping[str, bytes]) -> None:
         """Keep changed windows; empty ones are dropped."""

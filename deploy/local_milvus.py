@@ -29,7 +29,9 @@ class _LocalMilvus(LocalService):
 
     def _serves(self, port: int) -> bool:
         try:
-            client = MilvusClient(uri=f"http://{HOST}:{port}", timeout=5)
+            # A connection of its own: pymilvus would keep a shared one, and its many pings, which
+            # Milvus Lite's server answers by ending the connection.
+            client = MilvusClient(uri=f"http://{HOST}:{port}", timeout=5, dedicated=True)
         except MilvusException:
             return False
         try:

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableSetting
 
 PREFIX: Final = "MINDSTREAM_"
 DELIMITER: Final = "__"
@@ -122,8 +123,7 @@ class WorkerSettings(_Section):
 
     @model_validator(mode="after")
     def _budgets_nest(self) -> Self:
-        # A batch has three steps that may each spend their budget: encode is pure, so write and
-        # commit, and the poll itself. All must fit before the group takes the worker for dead.
+        # Between two polls a batch is written and committed, and each may spend a step's budget.
         if 2 * self.step_budget_s >= self.max_poll_interval_s:
             raise ValueError(
                 f"step_budget_s ({self.step_budget_s:g}) must be less than half of"
@@ -142,7 +142,7 @@ class ReleaseSettings(_Section):
 class TrainerSettings(_Section):
     """The scheduled trainer."""
 
-    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.05
     threads: Annotated[int, Field(ge=1)] | None = None
     seed: int = 0
 
@@ -183,6 +183,8 @@ def load_settings(**overrides: object) -> Settings:
     lines = [f"  {name}: no such setting" for name in _unknown_variables()]
     try:
         settings = Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
+    except UnreadableSetting as exc:
+        lines.append(f"  {exc}")
     except ValidationError as exc:
         lines += [
             f"  {_variable(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"

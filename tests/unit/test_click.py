@@ -86,7 +86,9 @@ def test_a_click_from_the_future_is_rejected() -> None:
         (b"u1", value(item_id=""), "item_id is empty"),
         (b"u1", value(item_id="i" * 257), "item_id is longer than 256 bytes"),
         (b"u1", value(item_id="é" * 129), "item_id is longer than 256 bytes"),
-        (b"u1", value(item_id="a\0b"), "item_id contains a NUL"),
+        (b"u1", value(item_id="a\0b"), "item_id contains a control character"),
+        (b"u1", value(item_id="a\nb"), "item_id contains a control character"),
+        (b"u\x7f", value(), "the record's key contains a control character"),
         (b"u" * 257, value(user_id="u" * 257), "invalid_field"),
     ],
 )

@@ -1,0 +1,72 @@
+"""Turns packed windows into rows for the store, by one release's encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consumers.packed_window import ItemCodes, click_columns
+from encoder.interests import (
+    ClickColumns,
+    InterestRows,
+    compute_interests,
+    interest_counts,
+    interest_key,
+)
+from encoder.mind_encoder import MindEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Rows to write, and keys under which there must be no row.
+
+    Attributes:
+        rows: the users' interests.
+        stale_keys: keys that may be in the store and must not stay there.
+    """
+
+    rows: InterestRows
+    stale_keys: list[str]
+
+
+class WindowEncoder:
+    """Encodes packed windows. Knows which item code is which row of the release's table."""
+
+    def __init__(self, encoder: MindEncoder, codes: ItemCodes) -> None:
+        self._encoder = encoder
+        self._codes = codes
+        self._row_of_code: NDArray[np.int32] = np.zeros(0, np.int32)
+
+    def encode(
+        self, user_ids: Sequence[str], packed: Sequence[bytes], before: Sequence[bytes] | None
+    ) -> Encoded:
+        """Encode windows of distinct users.
+
+        Args:
+            user_ids: B users.
+            packed: their windows.
+            before: the windows that the rows now in the store were made of, where that is known
+                for certain; None where any row of these users may be there.
+        """
+        rows, used = compute_interests(self._encoder, user_ids, self._columns(packed))
+        if before is None:
+            ends = np.full(len(user_ids), self._encoder.release.manifest.interests)
+        else:
+            ends = interest_counts(self._encoder.release, self._columns(before))
+        stale_keys = [
+            interest_key(user_id, slot)
+            for user_id, first, end in zip(user_ids, used.tolist(), ends.tolist(), strict=True)
+            for slot in range(first, end)
+        ]
+        return Encoded(rows, stale_keys)
+
+    def _columns(self, packed: Sequence[bytes]) -> ClickColumns:
+        clicks, counts = click_columns(packed)
+        if len(self._row_of_code) < len(self._codes):
+            fresh = self._encoder.release.rows(self._codes.items(len(self._row_of_code)))
+            self._row_of_code = np.concatenate([self._row_of_code, fresh])
+        rows = self._row_of_code[clicks["code"]] if len(clicks) else np.zeros(0, np.int32)
+        return ClickColumns(np.ascontiguousarray(clicks["timestamp_ms"]), rows, counts)

@@ -1,0 +1,251 @@
+"""The collections of releases: interests, items, and which release is in use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pymilvus import DataType
+
+from encoder.click import MAX_ID_BYTES
+from encoder.interests import InterestRows, interest_key
+from encoder.milvus_store import Consistency, MilvusStore, Row
+from encoder.settings import MilvusSettings
+
+_POINTER: Final = "releases"
+_POINTER_KEY: Final = "in_use"
+_POINTER_WIDTH: Final = 2  # Milvus wants a vector in every collection
+_KEY_BYTES: Final = MAX_ID_BYTES + 8  # "#" and the slot
+_ITEMS_AT_ONCE: Final = 20_000
+_WRITE_BUDGET_S: Final = 60.0
+_MOST_HITS: Final = 16_384  # Milvus's own bound
+_INTEREST_FIELDS: Final = ("user_id", "slot", "weight", "exemplar", "updated_at", "vector")
+_ID: Final[tuple[DataType, dict[str, Any]]] = (DataType.VARCHAR, {"max_length": MAX_ID_BYTES})
+_INTEREST_SCALARS: Final[dict[str, tuple[DataType, dict[str, Any]]]] = {
+    "user_id": _ID,
+    "slot": (DataType.INT64, {}),
+    "weight": (DataType.FLOAT, {}),
+    "exemplar": _ID,
+    "updated_at": (DataType.INT64, {}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Interest:
+    """One interest of one user, as stored.
+
+    Attributes:
+        updated_at: event time in ms of the newest click in the window.
+        vector: float32 (D,), of length 1.
+    """
+
+    user_id: str
+    slot: int
+    weight: float
+    exemplar: str
+    updated_at: int
+    vector: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One result of a nearest-neighbour search: an item's or a user's id and its similarity."""
+
+    id: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseInUse:
+    """The release that readers read, and its K: the most interests that a user has in it."""
+
+    name: str
+    slots: int
+
+
+class InterestIndex:
+    """Reads and writes the collections of one store. Every read and write may raise Unavailable."""
+
+    def __init__(self, settings: MilvusSettings) -> None:
+        """Connect; raises what `MilvusStore` does."""
+        self._store = MilvusStore(settings)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._store.close()
+
+    # Releases ------------------------------------------------------------------------------
+
+    def create_release(self, release: str, width: int) -> None:
+        """Create a release's two collections where they do not exist yet, and load them."""
+        self._store.create(_interests(release), ("id", _KEY_BYTES), _INTEREST_SCALARS, width)
+        self._store.create(_items(release), ("item_id", MAX_ID_BYTES), {}, width)
+
+    def has_release(self, release: str) -> bool:
+        """Whether both collections of a release exist."""
+        return self._store.exist(_interests(release), _items(release))
+
+    def drop_release(self, release: str) -> None:
+        """Drop a release's collections; absent ones are no error."""
+        self._store.drop(_interests(release))
+        self._store.drop(_items(release))
+
+    def release_in_use(self) -> ReleaseInUse | None:
+        """What readers should read, None before the first release."""
+        if not self._store.exist(_POINTER):
+            return None
+        found = self._store.get(_POINTER, "key", [_POINTER_KEY], ["release", "slots"], "Strong")
+        return ReleaseInUse(found[0]["release"], int(found[0]["slots"])) if found else None
+
+    def use_release(self, release: str, slots: int) -> None:
+        """Point readers at a release: one row changes, so both its collections change at once.
+
+        Args:
+            release: its collections exist.
+            slots: K, the most interests that a user has in it.
+        """
+        self._store.create(
+            _POINTER,
+            ("key", 16),
+            {"release": (DataType.VARCHAR, {"max_length": 64}), "slots": (DataType.INT64, {})},
+            _POINTER_WIDTH,
+        )
+        row = {
+            "key": [_POINTER_KEY],
+            "release": [release],
+            "slots": [slots],
+            "vector": np.ones((1, _POINTER_WIDTH), np.float32),
+        }
+        self._store.upsert(_POINTER, row, deadline=time.monotonic() + _WRITE_BUDGET_S)
+
+    # Writes --------------------------------------------------------------------------------
+
+    def write_interests(
+        self, release: str, rows: InterestRows, stale_keys: Sequence[str], *, budget_s: float
+    ) -> None:
+        """Write rows, and delete those under `stale_keys`; may be repeated with the same outcome.
+
+        Args:
+            release: whose interests these are.
+            rows: each key at most once.
+            stale_keys: keys of rows that must not exist afterwards; need not exist before.
+            budget_s: time for all of it, retries included.
+
+        Raises:
+            Unavailable: the store did not take it within the budget.
+        """
+        deadline = time.monotonic() + budget_s
+        columns = {
+            "id": rows.keys,
+            "user_id": rows.user_ids,
+            "slot": rows.slots.tolist(),
+            "weight": rows.weights.tolist(),
+            "exemplar": rows.exemplars,
+            "updated_at": rows.updated_at.tolist(),
+            "vector": rows.vectors,
+        }
+        self._store.upsert(_interests(release), columns, deadline=deadline)
+        self._store.delete(_interests(release), "id", stale_keys, deadline=deadline)
+
+    def write_items(
+        self, release: str, item_ids: Sequence[str], vectors: NDArray[np.float32]
+    ) -> Iterator[int]:
+        """Write items, yielding how many are written so far.
+
+        Args:
+            release: whose items these are.
+            item_ids: N distinct ids.
+            vectors: float32 (N, D).
+        """
+        for start in range(0, len(item_ids), _ITEMS_AT_ONCE):
+            some = item_ids[start : start + _ITEMS_AT_ONCE]
+            columns = {"item_id": some, "vector": vectors[start : start + _ITEMS_AT_ONCE]}
+            deadline = time.monotonic() + _WRITE_BUDGET_S
+            self._store.upsert(_items(release), columns, deadline=deadline)
+            yield start + len(some)
+
+    # Reads ---------------------------------------------------------------------------------
+
+    def interests(
+        self, release: str, user_ids: Sequence[str], slots: int, consistency: Consistency
+    ) -> dict[str, list[Interest]]:
+        """Users' interests by key, strongest first; users without any are left out.
+
+        Args:
+            release: to read from.
+            user_ids: whose interests.
+            slots: K of the release.
+            consistency: Milvus's level for this read.
+        """
+        keys = [interest_key(user_id, slot) for user_id in user_ids for slot in range(slots)]
+        by_user: dict[str, list[Interest]] = {}
+        found = self._store.get(_interests(release), "id", keys, _INTEREST_FIELDS, consistency)
+        for interest in map(_interest, found):
+            by_user.setdefault(interest.user_id, []).append(interest)
+        for interests in by_user.values():
+            interests.sort(key=lambda interest: (-interest.weight, interest.slot))
+        return by_user
+
+    def all_interests(self, release: str) -> Iterator[Interest]:
+        """Every row of a release's interests written before the call, for audits."""
+        return map(_interest, self._store.rows(_interests(release), "id", _INTEREST_FIELDS))
+
+    def count(self, collection: Literal["interests", "items"], release: str) -> int:
+        """Rows of one of a release's collections, strongly consistent."""
+        name = _interests(release) if collection == "interests" else _items(release)
+        return self._store.count(name)
+
+    def nearest_items(
+        self, release: str, vectors: NDArray[np.float32], limit: int, consistency: Consistency
+    ) -> list[list[Hit]]:
+        """The items nearest to each of n vectors (n, D) by inner product, best first."""
+        found = self._store.search(_items(release), vectors, limit, "item_id", consistency)
+        return [[Hit(*hit) for hit in hits] for hits in found]
+
+    def nearest_users(
+        self, release: str, vector: NDArray[np.float32], limit: int, consistency: Consistency
+    ) -> list[Hit]:
+        """The users with an interest nearest to a vector (D,), each once, best first."""
+        # A user's slots may all be near: ask for more rows than users until enough are distinct.
+        asked = limit
+        while True:
+            asked = min(asked * 2, _MOST_HITS)
+            (found,) = self._store.search(
+                _interests(release), vector[None], asked, "user_id", consistency
+            )
+            best: dict[str, float] = {}
+            for user_id, score in found:
+                best.setdefault(user_id, score)
+            if len(best) >= limit or len(found) < asked or asked == _MOST_HITS:
+                return [Hit(*hit) for hit in list(best.items())[:limit]]
+
+    def item_vectors(
+        self, release: str, item_ids: Sequence[str], consistency: Consistency = "Bounded"
+    ) -> dict[str, NDArray[np.float32]]:
+        """Vectors, float32 (D,), of those items that the release knows."""
+        fields = ["item_id", "vector"]
+        found = self._store.get(_items(release), "item_id", item_ids, fields, consistency)
+        return {row["item_id"]: np.asarray(row["vector"], np.float32) for row in found}
+
+
+def _interests(release: str) -> str:
+    return f"interests_{release}"
+
+
+def _items(release: str) -> str:
+    return f"items_{release}"
+
+
+def _interest(row: Row) -> Interest:
+    return Interest(
+        user_id=row["user_id"],
+        slot=int(row["slot"]),
+        weight=float(row["weight"]),
+        exemplar=row["exemplar"],
+        updated_at=int(row["updated_at"]),
+        vector=np.asarray(row["vector"], np.float32),
+    )

@@ -1,0 +1,142 @@
+"""A user's interests as rows of the store, computed from windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoder.mind_encoder import MindEncoder
+from encoder.release import Release
+
+
+def interest_key(user_id: str, slot: int) -> str:
+    """The primary key of an interest. Unambiguous: the slot is what follows the last `#`."""
+    return f"{user_id}#{slot}"
+
+
+@dataclass(frozen=True, slots=True)
+class InterestRows:
+    """Rows of `interests_<release>` as columns, n rows in all.
+
+    Attributes:
+        user_ids: n user ids.
+        slots: int64 (n,), the interest's number within its user, from 0.
+        weights: float32 (n,), share of the window that went to the interest.
+        exemplars: n item ids, the item that speaks most for each interest.
+        updated_at: int64 (n,), event time in ms of the user's newest click.
+        vectors: float32 (n, D), of length 1.
+    """
+
+    user_ids: list[str]
+    slots: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    exemplars: list[str]
+    updated_at: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def keys(self) -> list[str]:
+        """The primary keys, in row order."""
+        return list(map(interest_key, self.user_ids, self.slots.tolist()))
+
+
+@dataclass(frozen=True, slots=True)
+class ClickColumns:
+    """The windows of B users, window after window, as columns.
+
+    Attributes:
+        timestamps_ms: int64 (n,), oldest first within each window.
+        rows: int32 (n,), rows of the release's item table; 0 for items it does not know.
+        counts: int64 (B,), clicks of each window.
+    """
+
+    timestamps_ms: NDArray[np.int64]
+    rows: NDArray[np.int32]
+    counts: NDArray[np.int64]
+
+
+def encoder_inputs(
+    clicks: ClickColumns, *, window_length: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Windows as the encoder reads them: the one place where this is decided.
+
+    Args:
+        clicks: windows of B users.
+        window_length: the release's L; only the newest L clicks of a longer window count.
+
+    Returns:
+        Rows, int32 (B, L'), oldest first and padded at the end with 0, and ages, float32 (B, L'),
+        seconds before the window's newest click. L' is the longest of the windows, at most L.
+    """
+    counts = clicks.counts
+    users = len(counts)
+    kept = np.minimum(counts, window_length)
+    longest = int(kept.max(initial=0))
+    rows = np.zeros((users, longest), np.int32)
+    ages = np.zeros((users, longest), np.float32)
+    ends = np.cumsum(counts)
+    owner = np.repeat(np.arange(users), counts)
+    position = np.arange(len(clicks.rows)) - np.repeat(ends - kept, counts)
+    inside = position >= 0
+    owner, position = owner[inside], position[inside]
+    newest = clicks.timestamps_ms[ends[owner] - 1]
+    rows[owner, position] = clicks.rows[inside]
+    ages[owner, position] = (newest - clicks.timestamps_ms[inside]) / 1000.0
+    return rows, ages
+
+
+def interest_counts(release: Release, clicks: ClickColumns) -> NDArray[np.int64]:
+    """How many interests each window has, without encoding it: int64 (B,).
+
+    max(1, min(K, log2 n)) for a window with n known clicks (MIND, section 3.3.2), and 0
+    where no click is on a known item.
+    """
+    rows, _ = encoder_inputs(clicks, window_length=release.manifest.window_length)
+    known = np.count_nonzero(rows, axis=1)
+    # frexp is exact where log2 of a float might round: known = m * 2^e with m in [0.5, 1).
+    floor_log2 = np.frexp(known)[1] - 1
+    counts = np.clip(floor_log2, 1, release.manifest.interests)
+    return np.where(known > 0, counts, 0).astype(np.int64)
+
+
+def compute_interests(
+    encoder: MindEncoder, user_ids: Sequence[str], clicks: ClickColumns
+) -> tuple[InterestRows, NDArray[np.int64]]:
+    """Encode windows into rows of the store.
+
+    Args:
+        encoder: of the release that the rows are for.
+        user_ids: B users.
+        clicks: their windows, in the same order.
+
+    Returns:
+        The rows, user after user and slot after slot, and int64 (B,), how many rows each user has:
+        0 where no click of the window is on a known item.
+    """
+    release = encoder.release
+    rows, ages = encoder_inputs(clicks, window_length=release.manifest.window_length)
+    batch = encoder.encode(rows, ages)
+    slots = np.arange(release.manifest.interests)
+    used = slots < batch.counts[:, None]  # (B, K)
+    owner, slot = np.nonzero(used)
+    exemplar_rows = rows[owner, batch.exemplars[owner, slot]]
+    # reduceat would need care with empty windows; the newest click is simply the last of its run.
+    newest = clicks.timestamps_ms[np.cumsum(clicks.counts)[owner] - 1]
+    item_ids = release.item_ids
+    return (
+        InterestRows(
+            user_ids=[user_ids[user] for user in owner.tolist()],
+            slots=slot.astype(np.int64),
+            weights=batch.weights[owner, slot],
+            exemplars=[item_ids[row - 1] for row in exemplar_rows.tolist()],
+            updated_at=newest.astype(np.int64),
+            vectors=batch.vectors[owner, slot],
+        ),
+        batch.counts,
+    )

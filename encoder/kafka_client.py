@@ -1,0 +1,161 @@
+"""How clients of Kafka are made from the settings, and a topic read to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import (
+    AuthorizationError,
+    FencedInstanceIdError,
+    KafkaError,
+    ProducerFencedError,
+    SaslAuthenticationFailedError,
+)
+
+from encoder.errors import Misconfigured, Unavailable
+from encoder.settings import KafkaSettings
+
+_POLL_MS = 200
+
+MAX_RECORD_BYTES: Final = 16 * 1024 * 1024
+"""Largest record we write. A dead letter is the original and its headers, so it must be able to
+exceed what the clicks topic takes."""
+
+
+def client_config(settings: KafkaSettings) -> dict[str, Any]:
+    """What every client needs: where the brokers are and how to prove who we are."""
+    config: dict[str, Any] = {
+        "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
+        "security_protocol": settings.security_protocol,
+        "ssl_cafile": settings.ssl_cafile,
+        "ssl_certfile": settings.ssl_certfile,
+        "ssl_keyfile": settings.ssl_keyfile,
+    }
+    if settings.ssl_password is not None:
+        config["ssl_password"] = settings.ssl_password.get_secret_value()
+    if settings.sasl_mechanism is not None and settings.sasl_password is not None:
+        config["sasl_mechanism"] = settings.sasl_mechanism
+        config["sasl_plain_username"] = settings.sasl_username
+        config["sasl_plain_password"] = settings.sasl_password.get_secret_value()
+    return config
+
+
+@contextmanager
+def translated(doing: str, settings: KafkaSettings) -> Iterator[None]:
+    """Turn kafka-python's exceptions into ours, saying what was being done and where.
+
+    Raises:
+        Misconfigured: the broker refused our credentials, rights or name.
+        Unavailable: any other failure of Kafka.
+    """
+    try:
+        yield
+    except (ProducerFencedError, FencedInstanceIdError) as exc:
+        raise Misconfigured(
+            f"{doing}: another worker has taken this one's name ({exc!r});"
+            " MINDSTREAM_WORKER__INSTANCE_ID must be different for every worker that runs"
+        ) from exc
+    except (AuthorizationError, SaslAuthenticationFailedError) as exc:
+        raise Misconfigured(
+            f"{doing}: Kafka at {settings.bootstrap_servers} refused: {exc!r};"
+            " check MINDSTREAM_KAFKA__SASL_*, MINDSTREAM_KAFKA__SSL_* and the broker's ACLs"
+        ) from exc
+    except KafkaError as exc:
+        raise Unavailable(
+            f"{doing}: Kafka at {settings.bootstrap_servers} failed: {exc!r};"
+            " is MINDSTREAM_KAFKA__BOOTSTRAP_SERVERS right and the broker up?"
+        ) from exc
+
+
+@contextmanager
+def admin_client(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
+    """An admin client, closed at the end."""
+    client = KafkaAdminClient(**client_config(settings))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def producer(settings: KafkaSettings, **config: Any) -> KafkaProducer:
+    """A producer; `config` is kafka-python's."""
+    return KafkaProducer(
+        **client_config(settings),
+        allow_auto_create_topics=False,
+        acks="all",
+        max_request_size=MAX_RECORD_BYTES,
+        **config,
+    )
+
+
+@contextmanager
+def reader(settings: KafkaSettings, isolation: str = "read_committed") -> Iterator[KafkaConsumer]:
+    """A consumer outside any group, for reading partitions from their beginning."""
+    consumer = KafkaConsumer(
+        **client_config(settings),
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        allow_auto_create_topics=False,
+        isolation_level=isolation,
+        max_partition_fetch_bytes=8 * 1024 * 1024,
+    )
+    try:
+        yield consumer
+    finally:
+        consumer.close()
+
+
+def end_offsets(settings: KafkaSettings, partitions: Sequence[TopicPartition]) -> dict[Any, int]:
+    """The offsets after the last record written, whether or not its transaction has ended."""
+    with reader(settings, "read_uncommitted") as consumer:
+        ends: dict[Any, int] = consumer.end_offsets(partitions)
+        return ends
+
+
+def read_to_end(
+    settings: KafkaSettings,
+    partitions: Sequence[TopicPartition],
+    *,
+    timeout_s: float,
+    start: dict[Any, int] | None = None,
+) -> Iterator[list[Any]]:
+    """Everything committed in the partitions, as lists of consumer records.
+
+    Reads up to the last record written before the call, also where that record's transaction is
+    still open: it waits for the transaction to commit or abort, so that nothing that a committed
+    offset stands for can be missed.
+
+    Args:
+        settings: how to reach Kafka.
+        partitions: what to read.
+        timeout_s: the longest wait without any progress.
+        start: offsets to start from, per partition; the beginning where absent.
+
+    Raises:
+        Unavailable: no progress within `timeout_s`.
+    """
+    if not partitions:
+        return
+    ends = end_offsets(settings, partitions)
+    with reader(settings) as consumer:
+        consumer.assign(partitions)
+        for partition, offset in (start or {}).items():
+            consumer.seek(partition, offset)
+        positions = {partition: consumer.position(partition) for partition in partitions}
+        progressed = time.monotonic()
+        while any(positions[partition] < ends[partition] for partition in partitions):
+            yield from consumer.poll(timeout_ms=_POLL_MS).values()
+            moved = {partition: consumer.position(partition) for partition in partitions}
+            if moved != positions:
+                positions, progressed = moved, time.monotonic()
+            elif time.monotonic() - progressed > timeout_s:
+                behind = next(p for p in partitions if positions[p] < ends[p])
+                raise Unavailable(
+                    f"reading {behind.topic}[{behind.partition}] stopped at offset"
+                    f" {positions[behind]} of {ends[behind]} for {timeout_s:g} s"
+                )

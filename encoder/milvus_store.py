@@ -1,0 +1,269 @@
+"""Milvus as the collections see it: keyed rows with one vector each, on Lite and on a server.
+
+Knows nothing of users and items. Every call has a time limit, and every failure is one of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Literal
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from pymilvus import DataType, MilvusClient
+from pymilvus.exceptions import MilvusException
+
+from encoder.errors import Misconfigured, Unavailable
+from encoder.milvus_client import milvus_client
+from encoder.settings import MilvusSettings
+
+Consistency = Literal["Strong", "Bounded", "Session", "Eventually"]
+Row = dict[str, Any]
+
+_SETUP_TIMEOUT_S: Final = 180.0  # a server takes tens of seconds to create and load a collection
+_PAGE_ROWS: Final = 4096
+_REQUEST_CELLS: Final = 2_000_000  # 8 MB of vectors a request, well below gRPC's limit
+_REQUEST_KEYS: Final = 4096
+_REFUSED: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+
+
+class MilvusStore:
+    """One connection to one store. Safe to use from several threads."""
+
+    def __init__(self, settings: MilvusSettings) -> None:
+        """Connect.
+
+        Raises:
+            Misconfigured: the store cannot be opened as the settings say.
+            Unavailable: it does not answer.
+        """
+        self._settings = settings
+        self._timeout_s = settings.timeout_s
+        self._client: MilvusClient = milvus_client(settings)
+        # Column writes are offered by the handler beneath the client, not by the client itself.
+        self._handler = self._client._get_connection()
+        self._schemas: dict[str, Any] = {}
+        self._loaded: set[str] = set()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._client.close()
+
+    # Collections ---------------------------------------------------------------------------
+
+    def create(
+        self,
+        name: str,
+        key: tuple[str, int],
+        scalars: Mapping[str, tuple[DataType, dict[str, Any]]],
+        width: int,
+    ) -> None:
+        """Create a collection where there is none, and load it.
+
+        Args:
+            name: of the collection.
+            key: the primary key's field, and its longest value in bytes.
+            scalars: further fields.
+            width: D of the field `vector`, which is searched by inner product.
+
+        Raises:
+            Misconfigured: it exists with vectors of another width.
+        """
+        with self._translated(f"creating {name}"):
+            if not self._client.has_collection(name, timeout=self._timeout_s):
+                schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
+                schema.add_field(key[0], DataType.VARCHAR, is_primary=True, max_length=key[1])
+                for field, (kind, parameters) in scalars.items():
+                    schema.add_field(field, kind, **parameters)
+                schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
+                index = self._client.prepare_index_params()
+                index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
+                self._client.create_collection(
+                    name, schema=schema, index_params=index, timeout=_SETUP_TIMEOUT_S
+                )
+                return
+            self._load(name)
+            (stored,) = (f for f in self._schema(name)["fields"] if f["name"] == "vector")
+        if int(stored["params"]["dim"]) != width:
+            raise Misconfigured(
+                f"collection {name} in {self._settings.uri} holds vectors of width"
+                f" {stored['params']['dim']}, not {width}; was the release's name used before?"
+            )
+
+    def exist(self, *names: str) -> bool:
+        """Whether all these collections exist."""
+        with self._translated("listing collections"):
+            return set(names) <= set(self._client.list_collections(timeout=self._timeout_s))
+
+    def drop(self, name: str) -> None:
+        """Drop a collection; an absent one is no error."""
+        self._schemas.pop(name, None)
+        self._loaded.discard(name)
+        with self._translated(f"dropping {name}"):
+            self._client.drop_collection(name, timeout=_SETUP_TIMEOUT_S)
+
+    # Writes --------------------------------------------------------------------------------
+
+    def upsert(self, name: str, columns: Mapping[str, Any], *, deadline: float) -> None:
+        """Write rows, given as columns; as many requests as their size asks for.
+
+        Args:
+            name: of the collection.
+            columns: a value per row for every field; `vector` is float32 (n, D).
+            deadline: of time.monotonic, for all of it, retries included.
+        """
+        vectors: NDArray[np.float32] = columns["vector"]
+        if not len(vectors):
+            return
+        with self._translated(f"writing to {name}"):
+            schema = self._schema(name)
+            step = max(1, _REQUEST_CELLS // vectors.shape[1])
+            for start in range(0, len(vectors), step):
+                fields = [
+                    {
+                        "name": field["name"],
+                        "type": field["type"],
+                        "values": columns[field["name"]][start : start + step],
+                    }
+                    for field in schema["fields"]
+                ]
+                self._handler.upsert(name, fields, schema=schema, timeout=self._left_s(deadline))
+
+    def delete(self, name: str, field: str, keys: Sequence[str], *, deadline: float) -> None:
+        """Delete the rows with these keys, as far as they exist."""
+        with self._translated(f"deleting from {name}"):
+            for start in range(0, len(keys), _REQUEST_KEYS):
+                some = keys[start : start + _REQUEST_KEYS]
+                self._client.delete(
+                    name, filter=_any_of(field, some), timeout=self._left_s(deadline)
+                )
+
+    # Reads ---------------------------------------------------------------------------------
+
+    def get(
+        self,
+        name: str,
+        field: str,
+        keys: Sequence[str],
+        fields: Sequence[str],
+        consistency: Consistency,
+    ) -> list[Row]:
+        """The rows with these keys, in any order; absent ones are left out."""
+        with self._translated(f"reading {name}"):
+            self._load(name)
+            found: list[Row] = self._client.query(
+                name,
+                filter=_any_of(field, keys),
+                output_fields=list(fields),
+                consistency_level=consistency,
+                timeout=self._timeout_s,
+            )
+        return found
+
+    def rows(self, name: str, key: str, fields: Sequence[str]) -> Iterator[Row]:
+        """Every row written before the call, in the order of the key."""
+        # The flag of pymilvus's iterators makes pages come in the order of the key, on Lite too. It
+        # also drops the consistency level, so let one strong read wait for all writes first.
+        self.count(name)
+        last = ""
+        while True:
+            with self._translated(f"reading {name}"):
+                page = self._client.query(
+                    name,
+                    filter=f"{key} > {_quoted(last)}",
+                    output_fields=[key, *fields],
+                    limit=_PAGE_ROWS,
+                    iterator="True",
+                    reduce_stop_for_best="True",
+                    timeout=self._timeout_s,
+                )
+            if not page:
+                return
+            yield from page
+            last = max(row[key] for row in page)
+
+    def count(self, name: str) -> int:
+        """Rows in the collection, strongly consistent."""
+        with self._translated(f"counting {name}"):
+            self._load(name)
+            (answer,) = self._client.query(
+                name,
+                filter="",
+                output_fields=["count(*)"],
+                consistency_level="Strong",
+                timeout=self._timeout_s,
+            )
+        return int(answer["count(*)"])
+
+    def search(
+        self,
+        name: str,
+        vectors: NDArray[np.float32],
+        limit: int,
+        field: str,
+        consistency: Consistency,
+    ) -> list[list[tuple[str, float]]]:
+        """For each of n vectors (n, D): the nearest rows' `field` and inner product, best first."""
+        with self._translated(f"searching {name}"):
+            self._load(name)
+            found = self._client.search(
+                name,
+                data=list(vectors),
+                limit=limit,
+                output_fields=[field],
+                search_params={"metric_type": "IP"},
+                consistency_level=consistency,
+                timeout=self._timeout_s,
+            )
+        return [[(hit["entity"][field], hit["distance"]) for hit in hits] for hits in found]
+
+    # Inside --------------------------------------------------------------------------------
+
+    def _load(self, name: str) -> None:
+        # Milvus Lite does not remember across restarts which collections were loaded.
+        if name not in self._loaded:
+            self._client.load_collection(name, timeout=_SETUP_TIMEOUT_S)
+            self._loaded.add(name)
+
+    def _schema(self, name: str) -> Any:
+        if name not in self._schemas:
+            self._schemas[name] = self._client.describe_collection(name, timeout=self._timeout_s)
+        return self._schemas[name]
+
+    def _left_s(self, deadline: float) -> float:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise Unavailable(f"Milvus at {self._settings.uri} took longer than the step's budget")
+        return left_s
+
+    @contextmanager
+    def _translated(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except MilvusException as exc:
+            raise Unavailable(
+                f"{doing}: Milvus at {self._settings.uri} failed: {exc.message} (code {exc.code})"
+            ) from exc
+        except grpc.RpcError as exc:  # pymilvus lets some of them through as they are
+            status, details = exc.code(), exc.details()
+            if status in _REFUSED:
+                raise Misconfigured(
+                    f"{doing}: Milvus at {self._settings.uri} refused: {details};"
+                    " check MINDSTREAM_MILVUS__TOKEN"
+                ) from exc
+            raise Unavailable(
+                f"{doing}: Milvus at {self._settings.uri} failed: {status.name} {details}"
+            ) from exc
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _any_of(field: str, keys: Sequence[str]) -> str:
+    """A filter for some keys. pymilvus's own does not escape what ids may contain."""
+    return f"{field} in [{', '.join(map(_quoted, keys))}]"

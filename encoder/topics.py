@@ -1,0 +1,93 @@
+"""The topics that mindstream lives on: made once, checked at every start."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from encoder.errors import Misconfigured
+from encoder.kafka_client import MAX_RECORD_BYTES, admin_client, translated
+from encoder.settings import KafkaSettings, Settings
+
+_LONGEST_SEGMENT_MS: Final = 7 * 86_400_000
+_DEAD_LETTER_RETENTION_MS: Final = 30 * 86_400_000
+
+
+def create_topics(settings: Settings, *, partitions: int, replication: int) -> list[str]:
+    """Create those of the four topics that do not exist yet.
+
+    Args:
+        settings: names of the topics, and the retention of clicks.
+        partitions: of the clicks and of the windows topic, which must have the same number.
+        replication: copies of every partition; 3 in production, 1 on a single broker.
+
+    Returns:
+        The names of the topics that were created.
+    """
+    kafka = settings.kafka
+    retention_ms = int(settings.worker.click_retention_s * 1000)
+    clicks = {
+        "retention.ms": str(retention_ms),
+        # Clicks go a segment at a time: no segment may take longer than the retention to close.
+        "segment.ms": str(min(retention_ms, _LONGEST_SEGMENT_MS)),
+    }
+    large = {"max.message.bytes": str(MAX_RECORD_BYTES)}
+    compacted = {"cleanup.policy": "compact"}
+    wanted = {
+        kafka.clicks_topic: (partitions, clicks),
+        kafka.windows_topic: (partitions, compacted | large),
+        kafka.dead_letters_topic: (1, large | {"retention.ms": str(_DEAD_LETTER_RETENTION_MS)}),
+        kafka.releases_topic: (1, compacted),
+    }
+    with translated("creating topics", kafka), admin_client(kafka) as admin:
+        existing = set(admin.list_topics())
+        missing = {
+            name: {
+                "num_partitions": count,
+                "replication_factor": replication,
+                "configs": configs,
+            }
+            for name, (count, configs) in wanted.items()
+            if name not in existing
+        }
+        if missing:
+            admin.create_topics(missing, wait_for_metadata=True)
+    return sorted(missing)
+
+
+def check_topics(settings: KafkaSettings) -> int:
+    """See that every topic exists and that windows can follow clicks partition by partition.
+
+    Returns:
+        The number of partitions of the clicks topic.
+
+    Raises:
+        Misconfigured: names the topic at fault and what to do.
+    """
+    names = [
+        settings.clicks_topic,
+        settings.windows_topic,
+        settings.dead_letters_topic,
+        settings.releases_topic,
+    ]
+    with translated("looking at the topics", settings), admin_client(settings) as admin:
+        existing = set(admin.list_topics())
+        missing = [name for name in names if name not in existing]
+        if missing:
+            raise Misconfigured(
+                f"Kafka at {settings.bootstrap_servers} has no topic {', '.join(missing)};"
+                " create the topics with `mindstream topics create`"
+            )
+        counts = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(names)}
+    clicks, windows = counts[settings.clicks_topic], counts[settings.windows_topic]
+    if clicks != windows:
+        raise Misconfigured(
+            f"{settings.clicks_topic} has {clicks} partitions and {settings.windows_topic} has"
+            f" {windows}; a window is kept on the partition of its user's clicks, so the numbers"
+            " must be equal"
+        )
+    if counts[settings.releases_topic] != 1:
+        raise Misconfigured(
+            f"{settings.releases_topic} has {counts[settings.releases_topic]} partitions; releases"
+            " are ordered, so it must have 1"
+        )
+    return clicks

@@ -1,0 +1,1 @@
+"""The command line and the demonstration: where everything is put together."""

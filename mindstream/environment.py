@@ -1,0 +1,24 @@
+"""Settings as environment variables, to hand them to another process."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, SecretStr
+
+from encoder.settings import DELIMITER, PREFIX, Settings
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The variables that make `load_settings` read these settings; only what is not default."""
+    variables: dict[str, str] = {}
+    _collect(settings, PREFIX, variables)
+    return variables
+
+
+def _collect(section: BaseModel, prefix: str, variables: dict[str, str]) -> None:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            _collect(value, f"{prefix}{name.upper()}{DELIMITER}", variables)
+        elif value != field.get_default():
+            secret = isinstance(value, SecretStr)
+            variables[prefix + name.upper()] = value.get_secret_value() if secret else str(value)

@@ -1,0 +1,19 @@
+"""A deployment of its own for each test."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local_broker import LocalBroker
+from deploy.local_milvus import LocalMilvusLite
+from tests.deployment import Deployment, deployed
+
+
+@pytest.fixture
+def deployment(
+    broker: LocalBroker, milvus_lite: LocalMilvusLite, tmp_path: Path
+) -> Iterator[Deployment]:
+    """Topics, a published release and workers under names of their own."""
+    with deployed(broker.bootstrap_servers, milvus_lite.uri, tmp_path) as one:
+        yield one
