@@ -1,0 +1,159 @@
+"""The client that downstream services import: interests, candidates and audiences.
+
+Every answer is of one release: the client reads which release is in use, then only that release's
+collections. Importing it needs neither Kafka nor torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+
+from encoder.errors import Misconfigured
+from encoder.interest_index import Hit, Interest, InterestIndex, ReleaseInUse
+from encoder.milvus_store import Consistency
+from encoder.settings import MilvusSettings
+
+_POINTER_TTL_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Interests:
+    """A user's interests in one release, strongest first; empty where the user has none."""
+
+    user_id: str
+    release: str
+    interests: tuple[Interest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The items nearest to any interest of a user, best first, each once."""
+
+    user_id: str
+    release: str
+    items: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """The users nearest to an item, best first, each once."""
+
+    item_id: str
+    release: str
+    users: tuple[Hit, ...]
+
+
+class UnknownItem(LookupError):  # noqa: N818
+    """The release in use has no such item."""
+
+
+class Lookup:
+    """Reads interests from Milvus. Safe to use from several threads."""
+
+    def __init__(self, settings: MilvusSettings, *, consistency: Consistency = "Bounded") -> None:
+        """Connect.
+
+        Args:
+            settings: where the store is.
+            consistency: the level of every read that does not name its own. `Bounded` may miss the
+                last moments on a Milvus server; `Strong` sees everything and waits for it.
+
+        Raises:
+            Misconfigured: the store cannot be opened.
+            Unavailable: it does not answer.
+        """
+        self._settings = settings
+        self._index = InterestIndex(settings)
+        self._consistency: Consistency = consistency
+        self._in_use: ReleaseInUse | None = None
+        self._in_use_read_at = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._index.close()
+
+    def release(self) -> ReleaseInUse:
+        """The release in use, at most a second old.
+
+        Raises:
+            Misconfigured: no release is in use yet.
+        """
+        now = time.monotonic()
+        if self._in_use is None or now - self._in_use_read_at > _POINTER_TTL_S:
+            in_use = self._index.release_in_use()
+            if in_use is None:
+                raise Misconfigured(
+                    f"no release is in use in {self._settings.uri} yet; publish one with"
+                    " `mindstream train` and start a worker"
+                )
+            self._in_use, self._in_use_read_at = in_use, now
+        return self._in_use
+
+    def interests(self, user_id: str, *, consistency: Consistency | None = None) -> Interests:
+        """A user's interests, by key."""
+        (found,) = self.interests_of([user_id], consistency=consistency)
+        return found
+
+    def interests_of(
+        self, user_ids: Sequence[str], *, consistency: Consistency | None = None
+    ) -> list[Interests]:
+        """Many users' interests by key, in the order asked for."""
+        release = self.release()
+        level = consistency or self._consistency
+        found = self._index.interests(release.name, user_ids, release.slots, level)
+        return [Interests(u, release.name, tuple(found.get(u, ()))) for u in user_ids]
+
+    def candidates(
+        self, user_id: str, *, limit: int = 50, consistency: Consistency | None = None
+    ) -> Candidates:
+        """The items nearest to a user's interests: an item counts with its best interest."""
+        interests = self.interests(user_id, consistency=consistency)
+        best: dict[str, float] = {}
+        for hits in self.nearest_items(interests, limit=limit, consistency=consistency):
+            for hit in hits:
+                best[hit.id] = max(hit.score, best.get(hit.id, hit.score))
+        ranked = sorted(best.items(), key=lambda pair: (-pair[1], pair[0]))[:limit]
+        return Candidates(user_id, interests.release, tuple(Hit(*pair) for pair in ranked))
+
+    def nearest_items(
+        self, interests: Interests, *, limit: int, consistency: Consistency | None = None
+    ) -> list[list[Hit]]:
+        """The items nearest to each of a user's interests, in their release, best first."""
+        if not interests.interests:
+            return []
+        vectors = np.stack([interest.vector for interest in interests.interests])
+        level = consistency or self._consistency
+        return self._index.nearest_items(interests.release, vectors, limit, level)
+
+    def audience(
+        self, item_id: str, *, limit: int = 50, consistency: Consistency | None = None
+    ) -> Audience:
+        """The users with an interest nearest to an item.
+
+        Raises:
+            UnknownItem: the release in use has no such item.
+        """
+        release = self.release().name
+        level = consistency or self._consistency
+        vector = self._index.item_vectors(release, [item_id], level).get(item_id)
+        if vector is None:
+            raise UnknownItem(f"release {release} has no item {item_id!r}")
+        hits = self._index.nearest_users(release, vector, limit, level)
+        return Audience(item_id, release, tuple(hits))

@@ -1,0 +1,5 @@
+"""`python -m mindstream`."""
+
+from mindstream.cli import main
+
+main()

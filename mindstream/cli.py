@@ -1,0 +1,254 @@
+"""The `mindstream` command. Only here are settings read, logging set up and signals handled."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from encoder.errors import Misconfigured, Unavailable
+from encoder.release import fetch_release
+from encoder.release_topic import read_releases
+from encoder.settings import Settings, SettingsError, load_settings
+from mindstream.exit_codes import EXIT_DIFFERENT, EXIT_MISCONFIGURED, EXIT_UNAVAILABLE
+from mindstream.logs import configure_logging
+
+app = typer.Typer(
+    help="Keeps every user's interests fresh: clicks in from Kafka, interests out to Milvus.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+topics = typer.Typer(help="The topics in Kafka.", no_args_is_help=True)
+app.add_typer(topics, name="topics")
+
+
+def main() -> None:
+    """Run the command; expected failures end with one clear message, not with a traceback."""
+    try:
+        app()
+    except Unavailable as exc:
+        _fail(exc, EXIT_UNAVAILABLE)
+    except (SettingsError, Misconfigured) as exc:
+        _fail(exc, EXIT_MISCONFIGURED)
+
+
+def _fail(exc: Exception, code: int) -> NoReturn:
+    Console(stderr=True).print(f"error: {exc}", style="red", markup=False, highlight=False)
+    sys.exit(code)
+
+
+def _settings() -> Settings:
+    settings = load_settings()
+    configure_logging(settings.log)
+    return settings
+
+
+@app.command()
+def worker() -> None:
+    """Run one worker of the update service until SIGTERM."""
+    from consumers.worker import run_worker
+    from mindstream.signals import stop_on_signals
+
+    settings = _settings()
+    stop = threading.Event()
+    stop_on_signals(stop, settings.worker.stop_budget_s)
+    run_worker(settings, stop)
+
+
+@topics.command("create")
+def topics_create(
+    partitions: Annotated[int, typer.Option(min=1, help="Of clicks and of windows.")] = 16,
+    replication: Annotated[int, typer.Option(min=1, help="Copies of every partition.")] = 1,
+) -> None:
+    """Create the topics that do not exist yet."""
+    from encoder.topics import create_topics
+
+    settings = _settings()
+    created = create_topics(settings, partitions=partitions, replication=replication)
+    typer.echo("\n".join(f"created {name}" for name in created) or "all topics exist")
+
+
+@app.command()
+def train(
+    parquet: Annotated[
+        Path | None, typer.Option(help="Train on this file of clicks instead of the topic.")
+    ] = None,
+    every: Annotated[
+        str | None, typer.Option(help="Again and again, this long from start to start: 30m, 6h.")
+    ] = None,
+    since: Annotated[
+        datetime | None, typer.Option(help="Only clicks produced at or after this time (UTC).")
+    ] = None,
+) -> None:
+    """Train a release, evaluate it on the newest clicks held out, and publish it."""
+    from mindstream.training_run import parse_interval, run_training
+
+    settings = _settings()
+    interval_s = parse_interval(every) if every else None
+    since_ms = int(since.replace(tzinfo=UTC).timestamp() * 1000) if since else None
+    console = Console(stderr=True)
+    while True:
+        began = time.monotonic()
+        release = run_training(settings, parquet, since_ms, console)
+        typer.echo(json.dumps({"release": release.name, **release.manifest.metrics}))
+        if interval_s is None:
+            return
+        time.sleep(max(0.0, interval_s - (time.monotonic() - began)))
+
+
+@app.command()
+def lookup(
+    user: Annotated[str, typer.Argument(help="User id.")],
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Items to show.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line.")] = False,
+) -> None:
+    """A user's interests, and the items nearest to them."""
+    from lookup import Lookup
+
+    with Lookup(_settings().milvus) as client:
+        interests = client.interests(user)
+        candidates = client.candidates(user, limit=limit)
+    if as_json:
+        found = {
+            "user": user,
+            "release": interests.release,
+            "interests": [
+                {
+                    "slot": interest.slot,
+                    "weight": round(interest.weight, 4),
+                    "exemplar": interest.exemplar,
+                    "updated_at": _instant(interest.updated_at).isoformat(),
+                    "vector": interest.vector.tolist(),
+                }
+                for interest in interests.interests
+            ],
+            "items": [{"item": hit.id, "score": round(hit.score, 4)} for hit in candidates.items],
+        }
+        typer.echo(json.dumps(found))
+        raise typer.Exit(0 if interests.interests else EXIT_DIFFERENT)
+    console = Console()
+    if not interests.interests:
+        console.print(f"user {user} has no interests in release {interests.release}", markup=False)
+        raise typer.Exit(EXIT_DIFFERENT)
+    table = Table(
+        "slot", "weight", "exemplar", "newest click", title=f"release {interests.release}"
+    )
+    for interest in interests.interests:
+        at = _instant(interest.updated_at)
+        age = _age(datetime.now(UTC) - at)
+        weight = f"{interest.weight:.0%}"
+        table.add_row(str(interest.slot), weight, interest.exemplar, f"{at:%Y-%m-%d %H:%M} ({age})")
+    console.print(table)
+    items = Table("", "item", "score", title="nearest items")
+    for place, hit in enumerate(candidates.items, start=1):
+        items.add_row(str(place), hit.id, f"{hit.score:.3f}")
+    console.print(items)
+
+
+@app.command()
+def audience(
+    item: Annotated[str, typer.Argument(help="Item id.")],
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Users to show.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line.")] = False,
+) -> None:
+    """The users with an interest nearest to an item."""
+    from lookup import Lookup, UnknownItem
+
+    with Lookup(_settings().milvus) as client:
+        try:
+            found = client.audience(item, limit=limit)
+        except UnknownItem as exc:
+            _fail(exc, EXIT_DIFFERENT)
+    if as_json:
+        users = [{"user": hit.id, "score": round(hit.score, 4)} for hit in found.users]
+        typer.echo(json.dumps({"item": item, "release": found.release, "users": users}))
+        return
+    table = Table("", "user", "score", title=f"nearest to {item} in release {found.release}")
+    for place, hit in enumerate(found.users, start=1):
+        table.add_row(str(place), hit.id, f"{hit.score:.3f}")
+    Console().print(table)
+
+
+@app.command()
+def audit() -> None:
+    """Compare every stored row with a plain fold over the clicks topic, bit for bit.
+
+    Exits with 1 on any difference. The group must be idle and at the end of the topic.
+    """
+    from encoder.interest_index import InterestIndex
+    from encoder.mind_encoder import MindEncoder
+    from mindstream.audit import audit_store
+    from mindstream.progress import Waiting
+
+    settings = _settings()
+    index = InterestIndex(settings.milvus)
+    in_use = index.release_in_use()
+    announced = {a.release: a for a in read_releases(settings.kafka).announced}
+    if in_use is None or in_use.name not in announced:
+        raise Misconfigured(f"no announced release is in use in {settings.milvus.uri}")
+    release = fetch_release(announced[in_use.name].url, Path(settings.releases.cache))
+    with Waiting(Console(stderr=True)) as waiting:
+        found = audit_store(settings, index, MindEncoder(release), notify=waiting.start)
+    typer.echo(found.report())
+    if found.differences:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option(help="End after the replay.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON line of what was measured.")
+    ] = False,
+    speed: Annotated[
+        float, typer.Option(min=0, help="Clicks per second to replay; 0: as fast as can be.")
+    ] = 2000,
+    clicks: Annotated[
+        int | None, typer.Option(min=1, help="Replay only the first so many of the newest 20 %.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="For data, release and logs; emptied first.")] = Path(
+        ".mindstream/demo"
+    ),
+) -> None:
+    """Start Kafka and Milvus Lite, train on real clicks, replay the newest, watch, and check.
+
+    Exits with 1 if the store differs in any row from a plain fold over the topic.
+    """
+    from deploy.guarded_process import ServiceError
+    from mindstream.demo import run_demo
+
+    _settings()  # wrong ones are told before anything starts
+    try:
+        result = run_demo(
+            folder=folder.resolve(),
+            clicks_per_s=speed,
+            replay_clicks=clicks,
+            stay=not once and sys.stdout.isatty(),
+            console=Console(stderr=True),
+        )
+    except ServiceError as exc:
+        raise Unavailable(str(exc)) from exc
+    if as_json:
+        typer.echo(json.dumps(result.as_json()))
+    if result.differences:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+def _instant(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _age(age: timedelta) -> str:
+    for unit, seconds in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if age.total_seconds() >= 2 * seconds:
+            return f"{age.total_seconds() / seconds:.0f} {unit} ago"
+    return f"{max(0, age.total_seconds()):.0f} s ago"

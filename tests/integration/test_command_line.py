@@ -1,0 +1,178 @@
+"""The commands, one after another, as a newcomer would type them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from deploy.local_broker import LocalBroker
+from deploy.local_milvus import LocalMilvusLite
+from deploy.loopback import free_ports
+from encoder.click import Click
+from encoder.interest_index import InterestIndex
+from encoder.settings import load_settings
+from lookup import Lookup
+from mindstream.exit_codes import EXIT_DIFFERENT, EXIT_MISCONFIGURED
+from mindstream.group import wait_until_consumed
+from mindstream.replay import FreshnessProbe, replay
+from mindstream.worker_process import WorkerProcess
+
+T0 = 1_700_000_000_000
+
+
+def run(
+    *arguments: str, environment: Mapping[str, str], code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "mindstream", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture
+def environment(
+    broker: LocalBroker, milvus_lite: LocalMilvusLite, tmp_path: Path
+) -> dict[str, str]:
+    name = f"c{uuid.uuid4().hex[:8]}"
+    (port,) = free_ports(1)
+    return {
+        "MINDSTREAM_KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers,
+        "MINDSTREAM_KAFKA__CLICKS_TOPIC": f"{name}.clicks",
+        "MINDSTREAM_KAFKA__WINDOWS_TOPIC": f"{name}.windows",
+        "MINDSTREAM_KAFKA__DEAD_LETTERS_TOPIC": f"{name}.dead-letters",
+        "MINDSTREAM_KAFKA__RELEASES_TOPIC": f"{name}.releases",
+        "MINDSTREAM_MILVUS__URI": milvus_lite.uri,
+        "MINDSTREAM_RELEASES__URL": str(tmp_path / "releases"),
+        "MINDSTREAM_RELEASES__CACHE": str(tmp_path / "cache"),
+        "MINDSTREAM_WORKER__GROUP_ID": name,
+        "MINDSTREAM_WORKER__HTTP_PORT": str(port),
+        "MINDSTREAM_WINDOW_LENGTH": "10",
+    }
+
+
+def some_clicks() -> list[Click]:
+    rng = random.Random(0)  # noqa: S311  nothing secret
+    return [
+        Click(f"u{rng.randrange(60)}", f"i{rng.randrange(40)}", T0 + 1000 * n) for n in range(2000)
+    ]
+
+
+def test_topics_train_worker_lookup_audience_audit(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From no topics to answers, through the commands alone."""
+    assert (
+        run("topics", "create", "--partitions", "2", environment=environment).stdout.count(
+            "created"
+        )
+        == 4
+    )
+    assert "all topics exist" in run("topics", "create", environment=environment).stdout
+    clicks = some_clicks()
+    table = pa.table(
+        {
+            "user_id": [click.user_id for click in clicks],
+            "item_id": [click.item_id for click in clicks],
+            "timestamp": [click.timestamp_ms for click in clicks],
+        }
+    )
+    pq.write_table(table, tmp_path / "clicks.parquet")
+    trained = json.loads(
+        run("train", "--parquet", str(tmp_path / "clicks.parquet"), environment=environment).stdout
+    )
+    assert trained["evaluated_users"] > 0
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    settings = load_settings()
+    worker = WorkerProcess(settings, tmp_path / "worker.log")
+    worker.start(ready_within_s=60)
+    try:
+        with Lookup(settings.milvus) as lookup:
+            probe = FreshnessProbe(lookup, {click.item_id for click in clicks})
+            probe.start([])
+            replay(settings, clicks, clicks_per_s=0, produced=probe.produced)
+            wait_until_consumed(settings, 2, stalled_after_s=60)
+            probe.finish()
+        assert probe.seconds
+        assert all(second > 0 for second in probe.seconds)
+        metrics = worker.metrics()
+        assert metrics["mindstream_clicks_total"] == len(clicks)
+        assert metrics["mindstream_freshness_seconds_count"] == len(clicks)
+        assert metrics["mindstream_ready"] == 1
+        found = json.loads(run("lookup", "u1", "--json", environment=environment).stdout)
+        assert found["release"] == trained["release"]
+        assert sum(i["weight"] for i in found["interests"]) == pytest.approx(1, abs=1e-3)
+        assert len(found["items"]) == 40
+        assert "nearest items" in run("lookup", "u1", environment=environment).stdout
+        users = json.loads(run("audience", "i1", "--json", environment=environment).stdout)
+        assert len(users["users"]) == 50
+        assert "0 differences" in run("audit", environment=environment).stdout
+        run("lookup", "nobody", environment=environment, code=EXIT_DIFFERENT)
+        run("audience", "nothing", environment=environment, code=EXIT_DIFFERENT)
+    finally:
+        worker.stop()
+    assert "worker.stopped" in worker.log_tail()
+    assert "rror" not in worker.log_tail()
+    relearnt = json.loads(run("train", environment=environment).stdout)  # now from the topic
+    assert relearnt["release"] != trained["release"]
+    index = InterestIndex(settings.milvus)
+    for name in (trained["release"], relearnt["release"]):
+        index.drop_release(name)
+    index.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "value", "says"),
+    [
+        (["worker"], "MINDSTREAM_KAFKA__BOOTSTRAP_SERVERS", "nowhere", "host:port"),
+        (["worker"], "MINDSTREAM_WORKR", "1", "MINDSTREAM_WORKR: no such setting"),
+        (["worker"], "MINDSTREAM_KAFKA__CLICKS_TOPIC", "absent", "no topic absent"),
+        (["train", "--parquet", "absent.parquet"], "LANG", "C", "absent.parquet"),
+        (["train", "--every", "often"], "LANG", "C", "--every 'often'"),
+        (["lookup", "u"], "MINDSTREAM_MILVUS__URI", "store", "end in .db"),
+        (["lookup", "u"], "MINDSTREAM_MILVUS", "http://127.0.0.1", "milvus"),
+        (["demo", "--folder", "tests"], "LANG", "C", "not a demonstration's"),
+    ],
+)
+def test_what_cannot_work_is_told_in_one_message(
+    environment: dict[str, str], arguments: list[str], variable: str, value: str, says: str
+) -> None:
+    """No traceback, the thing at fault by name, and an exit code that says restarting is no use."""
+    done = run(*arguments, environment={**environment, variable: value}, code=EXIT_MISCONFIGURED)
+    assert says in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_worker_stops_within_its_budget_while_it_waits_for_a_release(
+    environment: dict[str, str],
+) -> None:
+    """SIGTERM is heard before the first release, too."""
+    run("topics", "create", environment=environment)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "mindstream", "worker"],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stderr is not None
+    with worker.stderr as log:
+        for line in log:
+            if "release.awaited" in line:
+                worker.send_signal(signal.SIGTERM)
+                break
+        log.read()
+    assert worker.wait(60) == 0
