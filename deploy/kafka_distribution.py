@@ -42,11 +42,16 @@ class KafkaDistribution(Protocol):
     def install(self, notify: Callable[[str], None]) -> None:
         """Fetch what is needed, once per machine."""
 
-    def format(self, cluster_id: str) -> None:
-        """Prepare the storage folder named in ``server.properties``; harmless when it is ready."""
+    def format(self, cluster_id: str, options: Sequence[str]) -> None:
+        """Prepare the storage folder named in ``server.properties``; harmless when it is ready.
 
-    def command(self, port: int) -> Sequence[str]:
-        """The command that runs the server in the foreground."""
+        Args:
+            cluster_id: of the new cluster.
+            options: more for Kafka's storage tool.
+        """
+
+    def command(self, ports: Sequence[int]) -> Sequence[str]:
+        """The command that runs the server in the foreground; clients connect to these ports."""
 
     def afterwards(self) -> Sequence[str]:
         """A command to run once the server's command has ended; empty for none."""
@@ -120,12 +125,12 @@ class JavaKafka:
         if mvn.returncode:
             raise ServiceError("Maven could not fetch Kafka:\n" + "\n".join(lines[-30:]))
 
-    def format(self, cluster_id: str) -> None:
+    def format(self, cluster_id: str, options: Sequence[str]) -> None:
         """Run Kafka's storage tool."""
         properties = str(self.folder / "server.properties")
         tool = self._java("kafka.tools.StorageTool", "format", "--ignore-formatted")
         done = subprocess.run(
-            [*tool, f"--cluster-id={cluster_id}", "--config", properties],
+            [*tool, f"--cluster-id={cluster_id}", "--config", properties, *options],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -134,7 +139,7 @@ class JavaKafka:
         if done.returncode:
             raise ServiceError(f"cannot format {self.folder}:\n{done.stdout}{done.stderr}")
 
-    def command(self, port: int) -> Sequence[str]:
+    def command(self, ports: Sequence[int]) -> Sequence[str]:
         """Java with Kafka's main class."""
         return self._java("kafka.Kafka", str(self.folder / "server.properties"))
 
@@ -215,12 +220,12 @@ class DockerKafka:
         if pull.returncode:
             raise ServiceError(f"cannot pull {self.image}:\n{pull.stderr}")
 
-    def format(self, cluster_id: str) -> None:
+    def format(self, cluster_id: str, options: Sequence[str]) -> None:
         """Run Kafka's storage tool in a container."""
         tool = ["/opt/kafka/bin/kafka-storage.sh", "format", "--ignore-formatted"]
-        properties = str(self.folder / "server.properties")
+        tool += [f"--cluster-id={cluster_id}", "--config", str(self.folder / "server.properties")]
         done = subprocess.run(
-            [*self._run(), self.image, *tool, f"--cluster-id={cluster_id}", "--config", properties],
+            [*self._run(), self.image, *tool, *options],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -229,11 +234,11 @@ class DockerKafka:
         if done.returncode:
             raise ServiceError(f"cannot format {self.data}:\n{done.stdout}{done.stderr}")
 
-    def command(self, port: int) -> Sequence[str]:
+    def command(self, ports: Sequence[int]) -> Sequence[str]:
         """``docker run`` in the foreground, which passes signals on to the server."""
         start = ["/opt/kafka/bin/kafka-server-start.sh", str(self.folder / "server.properties")]
-        publish = ["--name", self.container, "--publish", f"{HOST}:{port}:{port}"]
-        return [*self._run(), *publish, self.image, *start]
+        publish = [word for port in ports for word in ("--publish", f"{HOST}:{port}:{port}")]
+        return [*self._run(), "--name", self.container, *publish, self.image, *start]
 
     def afterwards(self) -> Sequence[str]:
         """Remove the container, which outlives its client when that is killed."""

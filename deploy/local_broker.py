@@ -14,6 +14,7 @@ from typing import ClassVar
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
+from deploy.broker_security import MUTUAL_TLS, SCRAM, BrokerSecurity
 from deploy.guarded_process import ServiceError, tail
 from deploy.kafka_distribution import DockerKafka, JavaKafka, KafkaDistribution, Missing
 from deploy.local_service import Launch, LocalService
@@ -30,7 +31,7 @@ class LocalBroker(LocalService):
     """
 
     name: ClassVar[str] = "Kafka"
-    ports_needed: ClassVar[int] = 2
+    ports_needed = 2
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class LocalBroker(LocalService):
         notify: Callable[[str], None] = lambda message: None,
         heap_mb: int = 512,
         environment: Mapping[str, str] = os.environ,
+        security: BrokerSecurity | None = None,
     ) -> None:
         """Describe the broker; nothing runs before `start`.
 
@@ -52,8 +54,13 @@ class LocalBroker(LocalService):
             notify: see `LocalService`.
             heap_mb: the server's heap, in MiB.
             environment: where Java, Maven and Docker are looked for.
+            security: adds listeners for SCRAM and for mutual TLS, on ports of their own; its users
+                are created with the data.
         """
         super().__init__(data, port=port, notify=notify)
+        self._security = security
+        if security:
+            self.ports_needed += 2
         self._external = bootstrap_servers or environment.get(EXTERNAL)
         self._heap_mb = heap_mb
         self._environment = environment
@@ -68,6 +75,29 @@ class LocalBroker(LocalService):
     def bootstrap_servers(self) -> str:
         """``host:port`` for clients; known from the first start on."""
         return self._external or f"{HOST}:{self.port}"
+
+    @property
+    def scram_servers(self) -> str:
+        """``host:port`` for clients with a user's name and password, over TLS.
+
+        Raises:
+            ServiceError: the broker has no `BrokerSecurity`, or was not started yet.
+        """
+        return self._secured(2)
+
+    @property
+    def mutual_tls_servers(self) -> str:
+        """``host:port`` for clients with a certificate.
+
+        Raises:
+            ServiceError: the broker has no `BrokerSecurity`, or was not started yet.
+        """
+        return self._secured(3)
+
+    def _secured(self, index: int) -> str:
+        if len(self._ports) <= index:
+            raise ServiceError("no such listener: give the broker a BrokerSecurity and start it")
+        return f"{HOST}:{self._ports[index]}"
 
     @property
     def running(self) -> bool:
@@ -116,19 +146,28 @@ class LocalBroker(LocalService):
 
     def _configure(self, ports: Sequence[int]) -> Launch:
         assert self._kafka
-        port, controller_port = ports
+        port, controller_port, *secured = ports
+        if self._security:
+            self._security.write_files(self.data)
+        settings = server_properties(
+            {"PLAINTEXT": port, **dict(zip((SCRAM, MUTUAL_TLS), secured, strict=False))},
+            controller_port,
+            self._kafka.listen_host,
+            self._kafka.folder / "log",
+        )
+        settings |= self._security.properties(self._kafka.folder) if self._security else {}
         (self.data / "server.properties").write_text(
-            server_properties(
-                port, controller_port, self._kafka.listen_host, self._kafka.folder / "log"
-            )
+            "".join(f"{name}={value}\n" for name, value in settings.items())
         )
         if not (self.data / "log" / "meta.properties").exists():
             cluster = self.data / "cluster_id"  # kept, so that a format cut short can be repeated
             if not cluster.exists():
                 unique = base64.urlsafe_b64encode(uuid.uuid4().bytes)
                 cluster.write_text(unique.decode().rstrip("="))
-            self._kafka.format(cluster.read_text())
-        return Launch(self._kafka.command(port), afterwards=self._kafka.afterwards())
+            options = self._security.format_options() if self._security else []
+            self._kafka.format(cluster.read_text(), options)
+        command = self._kafka.command([port, *secured])
+        return Launch(command, afterwards=self._kafka.afterwards())
 
     def _serves(self, port: int) -> bool:
         try:
@@ -144,17 +183,31 @@ class LocalBroker(LocalService):
         return True
 
 
-def server_properties(port: int, controller_port: int, listen_host: str, log_dir: Path) -> str:
-    """The configuration of a single node that is broker and controller at once."""
-    settings: dict[str, object] = {
+_PROTOCOLS = {"PLAINTEXT": "PLAINTEXT", SCRAM: "SASL_SSL", MUTUAL_TLS: "SSL"}
+
+
+def server_properties(
+    ports: Mapping[str, int], controller_port: int, listen_host: str, log_dir: Path
+) -> dict[str, object]:
+    """The configuration of a single node that is broker and controller at once.
+
+    Args:
+        ports: of the listeners for clients, by name.
+        controller_port: where the controller listens.
+        listen_host: the address that the listeners bind to.
+        log_dir: folder of the data.
+    """
+    listeners = [f"{name}://{listen_host}:{port}" for name, port in ports.items()]
+    protocols = [f"{name}:{_PROTOCOLS[name]}" for name in ports]
+    return {
         "process.roles": "broker,controller",
         "node.id": 1,
         # Fixed voters rather than a dynamic quorum: the port may differ at the next start.
         "controller.quorum.voters": f"1@{HOST}:{controller_port}",
         "controller.listener.names": "CONTROLLER",
-        "listeners": f"PLAINTEXT://{listen_host}:{port},CONTROLLER://{HOST}:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listeners": ",".join([*listeners, f"CONTROLLER://{HOST}:{controller_port}"]),
+        "advertised.listeners": ",".join(f"{name}://{HOST}:{port}" for name, port in ports.items()),
+        "listener.security.protocol.map": ",".join([*protocols, "CONTROLLER:PLAINTEXT"]),
         "log.dirs": log_dir,
         # A misspelt topic is an error, not a new topic.
         "auto.create.topics.enable": "false",
@@ -182,7 +235,6 @@ def server_properties(port: int, controller_port: int, listen_host: str, log_dir
         # The default is a quarter of the heap.
         "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
     }
-    return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
 def main() -> int:

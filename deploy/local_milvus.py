@@ -9,9 +9,10 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pymilvus import MilvusClient, MilvusException
 
@@ -21,17 +22,70 @@ from deploy.local_service import Launch, LocalService
 from deploy.loopback import HOST
 
 
+@dataclass(frozen=True)
+class MilvusSecurity:
+    """TLS for a Milvus server, and users.
+
+    Attributes:
+        certificate: PEM file of the server's certificate, which is for 127.0.0.1.
+        key: PEM file of its private key.
+        ca: PEM file of the authority that signed it.
+        client: PEM files of a client's certificate and key, signed by `ca`; if given, every client
+            must have one.
+    """
+
+    certificate: Path
+    key: Path
+    ca: Path
+    client: tuple[Path, Path] | None = None
+
+    ROOT: ClassVar[str] = "root:Milvus"
+    """The token of the user that a new server has."""
+
+    def configuration(self) -> dict[str, object]:
+        """Values for Milvus's template."""
+        return {
+            "authorization_enabled": "true",
+            "tls_mode": 2 if self.client else 1,
+            "server_pem_path": self.certificate,
+            "server_key_path": self.key,
+            "ca_pem_path": self.ca,
+        }
+
+    def client_options(self) -> dict[str, Any]:
+        """For ``MilvusClient``, besides the address."""
+        if self.client is None:
+            return {"token": self.ROOT, "server_pem_path": str(self.ca)}
+        certificate, key = map(str, self.client)
+        files = {
+            "client_pem_path": certificate,
+            "client_key_path": key,
+            "ca_pem_path": str(self.ca),
+        }
+        return {"token": self.ROOT, **files}
+
+
 class _LocalMilvus(LocalService):
+    _scheme = "http"
+
     @property
     def uri(self) -> str:
         """For ``MilvusClient``; known from the first start on."""
-        return f"http://{HOST}:{self.port}"
+        return f"{self._scheme}://{HOST}:{self.port}"
+
+    def _client_options(self) -> dict[str, Any]:
+        return {}
 
     def _serves(self, port: int) -> bool:
         try:
             # A connection of its own: pymilvus would keep a shared one, and its many pings, which
             # Milvus Lite's server answers by ending the connection.
-            client = MilvusClient(uri=f"http://{HOST}:{port}", timeout=5, dedicated=True)
+            client = MilvusClient(
+                uri=f"{self._scheme}://{HOST}:{port}",
+                timeout=5,
+                dedicated=True,
+                **self._client_options(),
+            )
         except MilvusException:
             return False
         try:
@@ -50,7 +104,7 @@ class LocalMilvusLite(_LocalMilvus):
     """
 
     name: ClassVar[str] = "Milvus Lite"
-    ports_needed: ClassVar[int] = 1
+    ports_needed = 1
 
     def _install(self) -> None:
         if importlib.util.find_spec("milvus_lite") is None:
@@ -79,7 +133,31 @@ class LocalMilvusServer(_LocalMilvus):
     """
 
     name: ClassVar[str] = "Milvus server"
-    ports_needed: ClassVar[int] = 12
+    ports_needed = 12
+
+    def __init__(
+        self,
+        data: Path | None = None,
+        *,
+        port: int | None = None,
+        notify: Callable[[str], None] = lambda message: None,
+        security: MilvusSecurity | None = None,
+    ) -> None:
+        """Describe the server; nothing runs before `start`.
+
+        Args:
+            data: see `LocalService`.
+            port: see `LocalService`.
+            notify: see `LocalService`.
+            security: TLS and users; by default everybody may connect and do everything.
+        """
+        super().__init__(data, port=port, notify=notify)
+        self._security = security
+        if security:
+            self._scheme = "https"
+
+    def _client_options(self) -> dict[str, Any]:
+        return self._security.client_options() if self._security else {}
 
     def _install(self) -> None:
         package = importlib.util.find_spec("milvus")
@@ -112,6 +190,7 @@ class LocalMilvusServer(_LocalMilvus):
             "local_storage_dir": self.data / "storage",
             "rocksmq_data_dir": self.data / "rocksmq",
             "system_log_path": "",  # standard output alone, which is our log
+            **(self._security.configuration() if self._security else {}),
         }
         template = (self._packed / "config.yaml.template").read_text()
         (configs / "milvus.yaml").write_text(_fill(template, values))

@@ -40,7 +40,7 @@ class LocalService(ABC):
     """
 
     name: ClassVar[str]
-    ports_needed: ClassVar[int]
+    ports_needed: int
 
     def __init__(
         self,

@@ -8,16 +8,13 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import (
-    AuthorizationError,
-    FencedInstanceIdError,
-    KafkaError,
-    ProducerFencedError,
-    SaslAuthenticationFailedError,
-)
+from kafka.errors import FencedInstanceIdError, KafkaError, ProducerFencedError
 
 from encoder.errors import Misconfigured, Unavailable
+from encoder.header_names import accept_any_header_name
+from encoder.kafka_bootstrap import REFUSALS, net_client, tls_error
 from encoder.settings import KafkaSettings
+from encoder.tls import TlsFiles
 
 _POLL_MS = 200
 
@@ -27,16 +24,19 @@ exceed what the clicks topic takes."""
 
 
 def client_config(settings: KafkaSettings) -> dict[str, Any]:
-    """What every client needs: where the brokers are and how to prove who we are."""
+    """What every client needs: where the brokers are and how to prove who we are.
+
+    Raises:
+        Misconfigured: a file that TLS needs cannot be used.
+    """
     config: dict[str, Any] = {
         "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
         "security_protocol": settings.security_protocol,
-        "ssl_cafile": settings.ssl_cafile,
-        "ssl_certfile": settings.ssl_certfile,
-        "ssl_keyfile": settings.ssl_keyfile,
+        "kafka_client": net_client,
     }
-    if settings.ssl_password is not None:
-        config["ssl_password"] = settings.ssl_password.get_secret_value()
+    if settings.security_protocol.endswith("SSL"):
+        # Made here, because kafka-python takes a missing file for a broker that is down.
+        config["ssl_context"] = _tls_files(settings).context()
     if settings.sasl_mechanism is not None and settings.sasl_password is not None:
         config["sasl_mechanism"] = settings.sasl_mechanism
         config["sasl_plain_username"] = settings.sasl_username
@@ -44,12 +44,23 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
     return config
 
 
+def _tls_files(settings: KafkaSettings) -> TlsFiles:
+    password = settings.ssl_password.get_secret_value() if settings.ssl_password else None
+    return TlsFiles(
+        "MINDSTREAM_KAFKA__SSL_",
+        settings.ssl_cafile,
+        settings.ssl_certfile,
+        settings.ssl_keyfile,
+        password,
+    )
+
+
 @contextmanager
 def translated(doing: str, settings: KafkaSettings) -> Iterator[None]:
     """Turn kafka-python's exceptions into ours, saying what was being done and where.
 
     Raises:
-        Misconfigured: the broker refused our credentials, rights or name.
+        Misconfigured: the broker refused our credentials, rights or name, or we its certificate.
         Unavailable: any other failure of Kafka.
     """
     try:
@@ -59,15 +70,20 @@ def translated(doing: str, settings: KafkaSettings) -> Iterator[None]:
             f"{doing}: another worker has taken this one's name ({exc!r});"
             " MINDSTREAM_WORKER__INSTANCE_ID must be different for every worker that runs"
         ) from exc
-    except (AuthorizationError, SaslAuthenticationFailedError) as exc:
+    except REFUSALS as exc:
         raise Misconfigured(
             f"{doing}: Kafka at {settings.bootstrap_servers} refused: {exc!r};"
             " check MINDSTREAM_KAFKA__SASL_*, MINDSTREAM_KAFKA__SSL_* and the broker's ACLs"
         ) from exc
     except KafkaError as exc:
+        if error := tls_error(exc):
+            why = _tls_files(settings).explain(error, settings.bootstrap_servers)
+            if why:
+                raise Misconfigured(f"{doing}: Kafka: {why}") from exc
         raise Unavailable(
-            f"{doing}: Kafka at {settings.bootstrap_servers} failed: {exc!r};"
-            " is MINDSTREAM_KAFKA__BOOTSTRAP_SERVERS right and the broker up?"
+            f"{doing}: Kafka at {settings.bootstrap_servers} failed: {exc!r}; is the broker up, and"
+            " are MINDSTREAM_KAFKA__BOOTSTRAP_SERVERS and MINDSTREAM_KAFKA__SECURITY_PROTOCOL those"
+            " of one of its listeners?"
         ) from exc
 
 
@@ -95,6 +111,7 @@ def producer(settings: KafkaSettings, **config: Any) -> KafkaProducer:
 @contextmanager
 def reader(settings: KafkaSettings, isolation: str = "read_committed") -> Iterator[KafkaConsumer]:
     """A consumer outside any group, for reading partitions from their beginning."""
+    accept_any_header_name()
     consumer = KafkaConsumer(
         **client_config(settings),
         group_id=None,

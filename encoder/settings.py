@@ -46,11 +46,21 @@ def _servers(value: str) -> str:
     return value
 
 
+def _release_url(value: str) -> str:
+    if "://" in value and urlsplit(value).password is not None:
+        raise ValueError(
+            "no password here, where it would be shown; storage reads its own from the environment"
+        )
+    return value
+
+
 def _milvus_uri(value: str) -> str:
     if "://" in value:
         parts = urlsplit(value)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("expected http://host:port, https://host:port or a path ending in .db")
+        if "@" in parts.netloc:
+            raise ValueError("no user and password here, where they would be shown; use …TOKEN")
     elif not value.endswith(".db"):
         raise ValueError("a path for Milvus Lite must end in .db; a server starts with http://")
     return value
@@ -101,7 +111,20 @@ class MilvusSettings(_Section):
 
     uri: Annotated[str, AfterValidator(_milvus_uri)] = "./mindstream.db"
     token: SecretStr | None = None
+    tls_cafile: str | None = None
+    tls_certfile: str | None = None
+    tls_keyfile: str | None = None
+    tls_server_name: str | None = None
     timeout_s: Seconds = 10.0
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        files = (self.tls_certfile, self.tls_keyfile, self.tls_cafile)
+        if any((*files, self.tls_server_name)) and not self.uri.startswith("https://"):
+            raise ValueError("tls_* are for a uri that starts with https://")
+        if any(files[:2]) and None in files:
+            raise ValueError("a client certificate needs tls_certfile, tls_keyfile and tls_cafile")
+        return self
 
 
 class WorkerSettings(_Section):
@@ -117,9 +140,17 @@ class WorkerSettings(_Section):
     transaction_timeout_s: Seconds = 60.0
     max_future_s: Annotated[float, Field(ge=0)] = 300.0
     click_retention_s: Seconds = 7 * 86_400.0
+    dead_letter_retention_s: Seconds = 30 * 86_400.0
+    max_rejected_share: Annotated[float, Field(ge=0, le=1)] = 0.25
     encoder_threads: Annotated[int, Field(ge=1)] = 1
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 9108
+
+    @property
+    def erasure_retention_s(self) -> float:
+        """How long an erasure is remembered: beyond any click or dead letter that still exists."""
+        # Topics drop whole segments, none of which spans more than the retention.
+        return 2 * max(self.click_retention_s, self.dead_letter_retention_s)
 
     @model_validator(mode="after")
     def _budgets_nest(self) -> Self:
@@ -135,7 +166,7 @@ class WorkerSettings(_Section):
 class ReleaseSettings(_Section):
     """Where releases are kept."""
 
-    url: str = "./releases"
+    url: Annotated[str, AfterValidator(_release_url)] = "./releases"
     cache: str = "./.cache/releases"
 
 

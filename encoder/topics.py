@@ -9,14 +9,13 @@ from encoder.kafka_client import MAX_RECORD_BYTES, admin_client, translated
 from encoder.settings import KafkaSettings, Settings
 
 _LONGEST_SEGMENT_MS: Final = 7 * 86_400_000
-_DEAD_LETTER_RETENTION_MS: Final = 30 * 86_400_000
 
 
 def create_topics(settings: Settings, *, partitions: int, replication: int) -> list[str]:
     """Create those of the four topics that do not exist yet.
 
     Args:
-        settings: names of the topics, and the retention of clicks.
+        settings: names of the topics, and the retention of clicks and of dead letters.
         partitions: of the clicks and of the windows topic, which must have the same number.
         replication: copies of every partition; 3 in production, 1 on a single broker.
 
@@ -24,18 +23,14 @@ def create_topics(settings: Settings, *, partitions: int, replication: int) -> l
         The names of the topics that were created.
     """
     kafka = settings.kafka
-    retention_ms = int(settings.worker.click_retention_s * 1000)
-    clicks = {
-        "retention.ms": str(retention_ms),
-        # Clicks go a segment at a time: no segment may take longer than the retention to close.
-        "segment.ms": str(min(retention_ms, _LONGEST_SEGMENT_MS)),
-    }
+    clicks = _kept(settings.worker.click_retention_s)
+    dead_letters = _kept(settings.worker.dead_letter_retention_s)
     large = {"max.message.bytes": str(MAX_RECORD_BYTES)}
     compacted = {"cleanup.policy": "compact"}
     wanted = {
         kafka.clicks_topic: (partitions, clicks),
         kafka.windows_topic: (partitions, compacted | large),
-        kafka.dead_letters_topic: (1, large | {"retention.ms": str(_DEAD_LETTER_RETENTION_MS)}),
+        kafka.dead_letters_topic: (1, dead_letters | large),
         kafka.releases_topic: (1, compacted),
     }
     with translated("creating topics", kafka), admin_client(kafka) as admin:
@@ -52,6 +47,13 @@ def create_topics(settings: Settings, *, partitions: int, replication: int) -> l
         if missing:
             admin.create_topics(missing, wait_for_metadata=True)
     return sorted(missing)
+
+
+def _kept(retention_s: float) -> dict[str, str]:
+    retention_ms = int(retention_s * 1000)
+    # Records go a segment at a time: no segment may take longer than the retention to close.
+    segment_ms = min(retention_ms, _LONGEST_SEGMENT_MS)
+    return {"retention.ms": str(retention_ms), "segment.ms": str(segment_ms)}
 
 
 def check_topics(settings: KafkaSettings) -> int:
@@ -75,7 +77,8 @@ def check_topics(settings: KafkaSettings) -> int:
         if missing:
             raise Misconfigured(
                 f"Kafka at {settings.bootstrap_servers} has no topic {', '.join(missing)};"
-                " create the topics with `mindstream topics create`"
+                " create the topics with `mindstream topics create`, or grant this user the rights"
+                " that docs/security.md lists: topics that it may not describe look absent"
             )
         counts = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(names)}
     clicks, windows = counts[settings.clicks_topic], counts[settings.windows_topic]

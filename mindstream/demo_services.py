@@ -14,7 +14,7 @@ from deploy.local_broker import LocalBroker
 from deploy.local_milvus import LocalMilvusLite
 from deploy.loopback import free_ports
 from encoder.errors import Misconfigured
-from encoder.settings import Settings, load_settings
+from encoder.settings import MilvusSettings, Settings, load_settings
 from encoder.topics import create_topics
 from mindstream.progress import Waiting
 
@@ -70,7 +70,7 @@ def demo_services(folder: Path, partitions: int, waiting: Waiting) -> Iterator[S
         settings = base.model_copy(
             update={
                 "kafka": kafka,
-                "milvus": base.milvus.model_copy(update={"uri": store.uri, "token": None}),
+                "milvus": MilvusSettings(uri=store.uri, timeout_s=base.milvus.timeout_s),
                 "worker": base.worker.model_copy(update={"group_id": name, "http_port": http_port}),
                 "releases": base.releases.model_copy(
                     update={"url": str(folder / "releases"), "cache": str(folder / "cache")}

@@ -1,6 +1,11 @@
-"""Settings as environment variables, to hand them to another process."""
+"""Settings as environment variables, to hand them to another process.
+
+Never as arguments: every user of a machine sees those, and settings have secrets among them.
+"""
 
 from __future__ import annotations
+
+import os
 
 from pydantic import BaseModel, SecretStr
 
@@ -12,6 +17,12 @@ def environment_of(settings: Settings) -> dict[str, str]:
     variables: dict[str, str] = {}
     _collect(settings, PREFIX, variables)
     return variables
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """The whole environment of a process that is to have these settings, whatever ours are."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return others | environment_of(settings)
 
 
 def _collect(section: BaseModel, prefix: str, variables: dict[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import urllib.error
@@ -16,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy.guarded_process import GuardedProcess, tail
 from encoder.errors import Unavailable
 from encoder.settings import Settings
-from mindstream.environment import environment_of
+from mindstream.environment import child_environment
 
 _POLL_S: Final = 0.1
 _STOP_GRACE_S: Final = 5.0
@@ -43,7 +42,7 @@ class WorkerProcess:
             [sys.executable, "-m", "mindstream", "worker"],
             log=self._log,
             stop_budget_s=self._settings.worker.stop_budget_s + _STOP_GRACE_S,
-            environment={**os.environ, **environment_of(self._settings)},
+            environment=child_environment(self._settings),
         )
         deadline = time.monotonic() + ready_within_s
         while True:

@@ -267,6 +267,20 @@ def test_a_tampered_remote_release_leaves_nothing_in_the_cache(tmp_path: Path) -
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["../secret", "/tmp/secret", "a/../../secret"])  # noqa: S108
+def test_a_remote_manifest_cannot_write_outside_the_cache(tmp_path: Path, name: str) -> None:
+    """It is refused before any file that it lists is fetched."""
+    write(tmp_path / "r")
+    record = record_of(tmp_path / "r" / "items.npy")
+    edit_manifest(tmp_path / "r", lambda m: m["files"].update({name: record}))
+    where = f"outside-{hashlib.sha256(name.encode()).hexdigest()[:8]}/r"
+    remote = fsspec.filesystem("memory")
+    remote.put(f"{tmp_path / 'r'}/", f"/{where}/", recursive=True)
+    with pytest.raises(ReleaseError, match="manifest"):
+        fetch_release(memory_url(where), tmp_path / "cache")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r"]
+
+
 def test_an_absent_remote_release_is_an_error_not_a_retry(tmp_path: Path) -> None:
     """A URL without a manifest is wrong; trying again would not help."""
     with pytest.raises(ReleaseError, match="does not exist") as caught:

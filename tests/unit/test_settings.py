@@ -3,7 +3,7 @@
 import pytest
 
 from encoder.settings import SettingsError, load_settings
-from mindstream.environment import environment_of
+from mindstream.environment import child_environment, environment_of
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +40,13 @@ def test_budgets_must_nest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINDSTREAM_WORKER__STEP_BUDGET_S", "150")
     with pytest.raises(SettingsError, match=r"step_budget_s \(150\) must be less than half"):
         load_settings()
+
+
+def test_erasures_outlive_clicks_and_dead_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the longer of both: a topic keeps a record for up to twice its retention."""
+    assert load_settings().worker.erasure_retention_s == 2 * 30 * 86_400
+    monkeypatch.setenv("MINDSTREAM_WORKER__CLICK_RETENTION_S", "8640000")
+    assert load_settings().worker.erasure_retention_s == 2 * 8_640_000
 
 
 def test_sasl_needs_all_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,3 +86,14 @@ def test_settings_survive_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         "MINDSTREAM_MILVUS__TOKEN": "hunter2",
         "MINDSTREAM_WINDOW_LENGTH": "7",
     }
+
+
+def test_a_child_has_our_settings_and_not_those_of_our_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A default of ours does not give way to a variable that the child would inherit."""
+    settings = load_settings()
+    monkeypatch.setenv("MINDSTREAM_MILVUS__TOKEN", "hunter2")
+    environment = child_environment(settings)
+    assert not [name for name in environment if name.startswith("MINDSTREAM_")]
+    assert "PATH" in environment

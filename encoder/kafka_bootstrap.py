@@ -1,0 +1,89 @@
+"""Lets a client of Kafka start at once, and fail at once when no broker will ever take it.
+
+kafka-python means to raise failed logins instead of trying again, but version 3.0 forgets each at
+once: a wrong password and a wrong certificate alike are tried again until the time-out, and end as
+one. Here they are kept, for as long as a client looks for its first broker. Later ones are left to
+the library: a broker being restarted may fail in any way.
+
+A client's first question about a topic fails, for want of the topic's metadata, and kafka-python
+waits 100 ms before it fetches that. A worker makes ten clients while it starts.
+"""
+
+from __future__ import annotations
+
+import ssl
+from functools import partial
+from typing import Any
+
+from kafka.errors import (
+    AuthorizationError,
+    IllegalSaslStateError,
+    SaslAuthenticationFailedError,
+    UnsupportedSaslMechanismError,
+)
+from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
+
+from encoder.tls import is_cut
+
+_METADATA_PAUSE_MS = 10
+
+REFUSALS = (
+    AuthorizationError,
+    IllegalSaslStateError,
+    SaslAuthenticationFailedError,
+    UnsupportedSaslMechanismError,
+)
+
+
+def tls_error(exc: BaseException) -> ssl.SSLError | None:
+    """The error of TLS that led to this one, if one did."""
+    for cause in (exc, *exc.args, exc.__cause__, exc.__context__):
+        if isinstance(cause, ssl.SSLError):
+            return cause
+    return None
+
+
+def net_client(**config: Any) -> KafkaNetClient:
+    """For the configuration `kafka_client` of kafka-python's clients."""
+    net = NetworkSelector(**config)
+    return KafkaNetClient(net=net, manager=_Manager(net, **config), **config)
+
+
+class _Manager(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python is untyped
+    def __init__(self, net: NetworkSelector, **config: Any) -> None:
+        super().__init__(net, **config)
+        self.cluster.config["retry_backoff_ms"] = _METADATA_PAUSE_MS
+        self._refusals: dict[str, Exception] = {}  # by node id
+
+    def get_connection(self, node_id: str, **options: Any) -> Any:
+        connection = super().get_connection(node_id, **options)
+        connection.init_future.add_callback(lambda _: self._refusals.pop(node_id, None))
+        connection.init_future.add_errback(partial(self._note, node_id))
+        return connection
+
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        transport = await super()._build_transport(node, timeout_at=timeout_at)
+        receive = transport._sock_recv
+
+        def received_first() -> tuple[bytes, Exception | None]:
+            # What arrives together with the end of the connection counts: kafka-python drops it,
+            # and it is the broker's word on why it refuses a login.
+            data, error = receive()
+            return data, None if data else error
+
+        transport._sock_recv = received_first
+        return transport
+
+    def maybe_raise_auth_failure(self, node_id: str) -> None:
+        super().maybe_raise_auth_failure(node_id)
+        # One broker out of order is no reason to fail while another may do.
+        servers = {broker.node_id for broker in self.cluster.bootstrap_brokers()}
+        if not self.bootstrapped and node_id in servers <= self._refusals.keys():
+            raise self._refusals[node_id]
+
+    def _note(self, node_id: str, exc: Exception) -> None:
+        error = tls_error(exc)
+        if isinstance(exc, REFUSALS) or (error is not None and not is_cut(error)):
+            self._refusals[node_id] = exc
