@@ -18,6 +18,7 @@ class Record:
     Attributes:
         timestamp_ms: when the record was produced, which is not the click's event time.
         value: None for a tombstone, which asks to forget the user.
+        headers: we read none, but a dead letter keeps them; names may repeat, values may be null.
     """
 
     partition: int
@@ -25,6 +26,7 @@ class Record:
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Decision:
         next_offsets: partition → next offset to read.
         clicks: records that were clicks, whether or not they changed a window.
         erasures: records that were tombstones.
+        erased_users: whom they asked to forget.
     """
 
     windows: dict[int, dict[str, bytes]] = field(default_factory=dict)
@@ -53,6 +56,7 @@ class Decision:
     next_offsets: dict[int, int] = field(default_factory=dict)
     clicks: int = 0
     erasures: int = 0
+    erased_users: set[str] = field(default_factory=set)
 
     @property
     def users(self) -> int:
@@ -99,6 +103,7 @@ def decide(
         if isinstance(event, Erasure):
             of_user.erased_at_ms = max(of_user.erased_at_ms, event.up_to_ms)
             decision.erasures += 1
+            decision.erased_users.add(event.user_id)
         else:
             of_user.clicks.append((event.timestamp_ms, event.item_id))
             decision.clicks += 1

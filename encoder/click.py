@@ -147,7 +147,14 @@ def parse_record(
         RejectedClick: the record can never be applied; says which field and why.
     """
     if value is None:
-        return Erasure(parse_user(key), timestamp_ms)
+        user_id = parse_user(key)
+        if timestamp_ms < EARLIEST_MS:
+            raise RejectedClick(
+                "invalid_field",
+                f"the record's timestamp is {timestamp_ms} ms, and no click is so old that a"
+                " tombstone up to then would forget it",
+            )
+        return Erasure(user_id, timestamp_ms)
     return parse_click(key, value, latest_ms=timestamp_ms + max_future_ms)
 
 
