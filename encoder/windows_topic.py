@@ -1,0 +1,139 @@
+"""The windows topic: what its records say, and what of it must still be there.
+
+A windows topic that lost records looks like one that never had them. So every commit of the group
+keeps, as metadata of a partition's offset, the extent that the partition of the windows topic had
+(`Extent`). Whoever takes the partition over compares it with what the topic holds now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from kafka import TopicPartition
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from encoder.errors import Misconfigured
+from encoder.kafka_client import admin_client, reader, translated
+from encoder.settings import KafkaSettings
+from encoder.window import CorruptWindow, Window, from_wire
+
+HOW_TO_REBUILD: Final = "stop all workers and run `mindstream rebuild`"
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What one partition of the windows topic holds, or must hold.
+
+    Attributes:
+        topic_id: Kafka's own id of the topic; another one after it was deleted and created again.
+        start: the log's first offset. Deleting records moves it, compaction does not.
+        end: the offset after the last record.
+    """
+
+    topic_id: str
+    start: int
+    end: int
+
+    def to_metadata(self) -> str:
+        """The extent as the metadata of a committed offset."""
+        note = _Note(version=1, topic=self.topic_id, start=self.start, end=self.end)
+        return note.model_dump_json()
+
+    def reaching(self, end: int) -> Extent:
+        """The extent once the log reaches `end`."""
+        return Extent(self.topic_id, self.start, end)
+
+
+class _Note(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1]
+    topic: str
+    start: int
+    end: int
+
+
+REBUILDING: Final = '{"version":1,"rebuilding":true}'
+"""Metadata in place of an extent while a rebuild is under way: nobody may take the partition."""
+
+
+def check_extent(topic: str, partition: int, metadata: str, found: Extent) -> None:
+    """Compare what was committed with what the topic holds.
+
+    Args:
+        topic: name of the windows topic.
+        partition: whose extent it is.
+        metadata: of the committed offset; an empty one says nothing and is not compared.
+        found: what the partition holds now.
+
+    Raises:
+        Misconfigured: windows are missing, or a rebuild has not ended; says how to rebuild.
+    """
+    if not metadata:
+        return
+    where = f"{topic}[{partition}]"
+    if metadata == REBUILDING:
+        raise Misconfigured(f"a rebuild of {where} has not ended: {HOW_TO_REBUILD} again")
+    try:
+        noted = _Note.model_validate_json(metadata)
+    except ValidationError as exc:
+        raise Misconfigured(
+            f"the group's offset for the clicks of partition {partition} has metadata that this"
+            f" version does not read, {metadata[:200]!r}; run the version that wrote it, or"
+            f" {HOW_TO_REBUILD}"
+        ) from exc
+    if found.topic_id != noted.topic:
+        lost = (
+            f"{topic} was deleted and created again: the group knows it by the id {noted.topic},"
+            f" with {where} reaching offset {noted.end}, and it has the id {found.topic_id}"
+        )
+    elif found.start > noted.start:
+        lost = f"{where} was truncated: it began at offset {noted.start}, and begins at"
+        lost += f" {found.start}"
+    elif found.end < noted.end:
+        lost = f"{where} lost its end: it reached offset {noted.end}, and ends at {found.end}"
+    else:
+        return
+    raise Misconfigured(f"{lost}. To rebuild the windows from the clicks, {HOW_TO_REBUILD}")
+
+
+def read_extents(settings: KafkaSettings, partitions: Iterable[int]) -> dict[int, Extent]:
+    """What these partitions of the windows topic hold now, open transactions included.
+
+    Raises:
+        Misconfigured: the topic is not there.
+        Unavailable: Kafka does not answer.
+    """
+    topic = settings.windows_topic
+    asked = [TopicPartition(topic, partition) for partition in partitions]
+    with translated(f"looking at {topic}", settings):
+        with admin_client(settings) as admin:
+            (described,) = admin.describe_topics([topic])
+        there = {partition["partition_index"] for partition in described["partitions"]}
+        if not there.issuperset(one.partition for one in asked):
+            raise Misconfigured(
+                f"Kafka at {settings.bootstrap_servers} no longer has all partitions of {topic};"
+                f" create the topics with `mindstream topics create`, then {HOW_TO_REBUILD}"
+            )
+        with reader(settings, "read_uncommitted") as consumer:
+            starts, ends = consumer.beginning_offsets(asked), consumer.end_offsets(asked)
+    return {
+        one.partition: Extent(str(described["topic_id"]), starts[one], ends[one]) for one in asked
+    }
+
+
+def parse_window_record(record: Any) -> tuple[str, Window | None]:
+    """The user and the window of a record of the windows topic, None where it was removed.
+
+    Raises:
+        CorruptWindow: it is no such record.
+    """
+    if record.key is None:
+        raise CorruptWindow("no key")
+    try:
+        user_id: str = record.key.decode()
+    except UnicodeDecodeError as exc:
+        raise CorruptWindow(f"key: {exc}") from exc
+    return user_id, None if record.value is None else from_wire(record.value)
