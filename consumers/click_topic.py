@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
@@ -19,10 +19,21 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import CommitFailedError, KafkaError
 
 from consumers.batch import Record, Rejected
+from consumers.lease import Lease
+from encoder.dead_letter_topic import DeadLetter
 from encoder.errors import Misconfigured, Unavailable
-from encoder.kafka_client import client_config, end_offsets, producer, read_to_end, translated
+from encoder.header_names import accept_any_header_name
+from encoder.kafka_client import (
+    client_config,
+    end_offsets,
+    producer,
+    read_to_end,
+    reader,
+    translated,
+)
 from encoder.settings import Settings
-from encoder.window import CorruptWindow, Window, from_wire, to_wire
+from encoder.window import CorruptWindow, Window, to_wire
+from encoder.windows_topic import HOW_TO_REBUILD, Extent, parse_window_record
 
 
 class Outdated(Exception):  # noqa: N818
@@ -33,7 +44,6 @@ log = structlog.get_logger()
 
 _LINGER_MS: Final = 5
 _PRODUCER_BATCH_BYTES: Final = 256 * 1024
-_HEADER_PREFIX: Final = "mindstream."
 
 
 @dataclass(slots=True)
@@ -42,6 +52,20 @@ class AssignmentChange:
 
     gained: set[int] = field(default_factory=set)
     lost: set[int] = field(default_factory=set)
+
+
+class RestoredWindow(NamedTuple):
+    """A record of the windows topic.
+
+    Attributes:
+        window: None where it was removed.
+        written_at_ms: by the clock of the worker that wrote it.
+    """
+
+    partition: int
+    user_id: str
+    window: Window | None
+    written_at_ms: int
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python is untyped
@@ -81,10 +105,15 @@ class ClickTopic:
         kafka, worker = settings.kafka, settings.worker
         self._kafka = kafka
         self._budget_s = worker.step_budget_s
+        self._silence_s = worker.max_poll_interval_s
+        self._lease = Lease(worker.session_timeout_s)
+        self._polled_at = self._began_at = time.monotonic()
         self._listener = _Listener()
         self._membership: Any = None  # as of the last poll: what its clicks are committed with
         self._outdated: tuple[int, str] | None = None  # who the group no longer accepts
         self._held_back: list[Record] = []
+        self._extents: dict[int, Extent] = {}  # of the partitions taken over, as committed
+        accept_any_header_name()
         with translated("joining the group", kafka):
             self._consumer = KafkaConsumer(
                 **client_config(kafka),
@@ -139,7 +168,17 @@ class ClickTopic:
         self._consumer.resume(*self._consumer.paused())
         return self._listener.lost()
 
+    def lease_left_s(self) -> float:
+        """For how many seconds this worker may write for its partitions; none at or below 0."""
+        self._note_heartbeat()
+        if _member(self._consumer.group_metadata()) != _member(self._membership):
+            return 0.0
+        return self._lease.left_s(time.monotonic())
+
     def _poll(self, timeout_s: float) -> list[Record]:
+        before, asked_at = self._polled_at, time.monotonic()
+        self._polled_at = asked_at
+        member = _member(self._membership) if self._membership else None
         with translated("polling clicks", self._kafka):
             if self._outdated is not None:
                 # Take part in the group, but take no clicks that we could not commit.
@@ -148,20 +187,77 @@ class ClickTopic:
             # Kept from now, because kafka-python forgets its membership as soon as it hears that
             # the group has ended it, and the broker takes a commit without one from anybody.
             self._membership = self._consumer.group_metadata()
+            if self._membership.generation_id >= 0 and _member(self._membership) != member:
+                # Joined. The group may have answered while the poll before was under way.
+                self._lease.confirm(before)
             if self._outdated is not None and _member(self._membership) != self._outdated:
                 self._outdated = None
                 self._consumer.resume(*self._consumer.paused())
+        if not polled:
+            self._refuse_silence()
         return [
-            Record(partition.partition, record.offset, record.timestamp, record.key, record.value)
+            Record(
+                partition.partition,
+                record.offset,
+                record.timestamp,
+                record.key,
+                record.value,
+                tuple(record.headers),
+            )
             for partition, of_partition in polled.items()
             for record in of_partition
         ]
+
+    def _note_heartbeat(self) -> None:
+        heartbeat = self._consumer._coordinator.heartbeat
+        # In this order: an answer that comes in between cannot be taken for one to a later request.
+        sent = heartbeat.last_send
+        if heartbeat.last_receive >= sent:
+            self._lease.confirm(sent)
+
+    def _refuse_silence(self) -> None:
+        self._note_heartbeat()
+        now = time.monotonic()
+        silent_s = min(self._lease.unconfirmed_s(now), now - self._began_at)
+        if silent_s > self._silence_s:
+            raise Unavailable(
+                f"Kafka at {self._kafka.bootstrap_servers} has not confirmed for {silent_s:.0f} s"
+                " that this worker is in its group; is the broker up?"
+            )
 
     def end_offsets(self, partitions: Iterable[int]) -> dict[int, int]:
         """The offsets after the last click written to each partition."""
         asked = [TopicPartition(self._kafka.clicks_topic, partition) for partition in partitions]
         with translated("reading the ends of the clicks", self._kafka):
             return {p.partition: end for p, end in end_offsets(self._kafka, asked).items()}
+
+    def begin_offsets(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The offsets of the first click that each partition still has."""
+        asked = [TopicPartition(self._kafka.clicks_topic, partition) for partition in partitions]
+        doing = "reading the beginnings of the clicks"
+        with translated(doing, self._kafka), reader(self._kafka) as consumer:
+            begins = consumer.beginning_offsets(asked)
+        return {partition.partition: begin for partition, begin in begins.items()}
+
+    def committed(self, partitions: Iterable[int]) -> dict[int, OffsetAndMetadata]:
+        """What the group committed; partitions without a commit are left out.
+
+        Waits for a commit that is under way.
+        """
+        found: dict[int, OffsetAndMetadata] = {}
+        with translated("reading the group's offsets", self._kafka):
+            for number in partitions:
+                partition = TopicPartition(self._kafka.clicks_topic, number)
+                committed = self._consumer.committed(
+                    partition, metadata=True, timeout_ms=int(self._budget_s * 1000)
+                )
+                if committed is not None and committed.offset >= 0:
+                    found[number] = committed
+        return found
+
+    def note_extents(self, extents: dict[int, Extent]) -> None:
+        """What the windows topic holds of partitions: committed with their offsets from now on."""
+        self._extents.update(extents)
 
     def highwater(self, partition: int) -> int | None:
         """The offset after the partition's last record as of the last poll, None before it."""
@@ -180,11 +276,11 @@ class ClickTopic:
             position: int | None = self._consumer.position(asked, timeout_ms=1000)
         return position
 
-    def restore(self, partitions: Iterable[int]) -> Iterator[tuple[int, str, Window | None]]:
-        """Windows as committed, in the order they were written; None where one was removed.
+    def restore(self, partitions: Iterable[int]) -> Iterator[RestoredWindow]:
+        """Windows as committed, in the order they were written.
 
         Yields:
-            (partition, user id, window). A user comes once for every time it was written.
+            A user once for every time it was written, as far as the topic was not compacted.
 
         Raises:
             Misconfigured: a record is no window; names its offset and the way out.
@@ -196,15 +292,13 @@ class ClickTopic:
             for records in read_to_end(self._kafka, asked, timeout_s=self._budget_s):
                 for record in records:
                     try:
-                        window = None if record.value is None else from_wire(record.value)
-                        yield record.partition, record.key.decode(), window
-                    except (CorruptWindow, UnicodeDecodeError, AttributeError) as exc:
+                        user_id, window = parse_window_record(record)
+                    except CorruptWindow as exc:
                         raise Misconfigured(
                             f"{topic}[{record.partition}] at offset {record.offset} is no window:"
-                            f" {exc}. To rebuild the windows from the clicks, stop all workers,"
-                            f" delete {topic} and the offsets of the group, create the topics and"
-                            " start again"
+                            f" {exc}. To rebuild the windows from the clicks, {HOW_TO_REBUILD}"
                         ) from exc
+                    yield RestoredWindow(record.partition, user_id, window, record.timestamp)
 
     def commit(
         self,
@@ -223,7 +317,8 @@ class ClickTopic:
         Raises:
             Outdated: the group has moved on; `rewind` and poll again. Polls return no clicks until
                 this worker has joined the group anew.
-            Misconfigured: another worker took this one's name. The process must end.
+            Misconfigured: another worker took this one's name, or the windows topic lost records.
+                The process must end.
             Unavailable: not committed within the step's budget. The process must end.
         """
         with translated("committing", self._kafka):
@@ -252,7 +347,7 @@ class ClickTopic:
         self._producer.begin_transaction()
         try:
             self._fill_transaction(windows, rejected, next_offsets)
-        except CommitFailedError:
+        except (CommitFailedError, Misconfigured):
             self._producer.abort_transaction()
             raise
         self._producer.commit_transaction()
@@ -273,39 +368,55 @@ class ClickTopic:
             for partition, user_id, window in windows
         ]
         sent += [
-            self._producer.send(self._kafka.dead_letters_topic, **self._dead_letter(one))
+            self._producer.send(self._kafka.dead_letters_topic, **self._letter(one).to_record())
             for one in rejected
         ]
         self._producer.flush(timeout=self._budget_s)
         for future in sent:
-            future.get(timeout=self._budget_s)
+            self._extend(future.get(timeout=self._budget_s))
         # Offsets last: the broker checks our generation here, when every window is in its log.
         # Whoever takes over after this point therefore reads these windows or waits for them.
         self._producer.send_offsets_to_transaction(
             {
-                TopicPartition(self._kafka.clicks_topic, partition): OffsetAndMetadata(offset)
+                TopicPartition(self._kafka.clicks_topic, partition): OffsetAndMetadata(
+                    offset, self._extent_metadata(partition)
+                )
                 for partition, offset in next_offsets.items()
             },
             self._membership,
         )
 
-    def _dead_letter(self, rejected: Rejected) -> dict[str, Any]:
+    def _extend(self, written: Any) -> None:
+        """Take note of where a window was written, also if the transaction is aborted later."""
+        extent = self._extents.get(written.partition)
+        # Offset -1: the broker has the record already and does not tell where.
+        if written.topic != self._kafka.windows_topic or extent is None or written.offset < 0:
+            return
+        if written.offset < extent.end:
+            raise Misconfigured(
+                f"{written.topic}[{written.partition}] lost its end: it reached offset"
+                f" {extent.end}, and a window was written at {written.offset}. To rebuild the"
+                f" windows from the clicks, {HOW_TO_REBUILD}"
+            )
+        self._extents[written.partition] = extent.reaching(written.offset + 1)
+
+    def _extent_metadata(self, partition: int) -> str:
+        extent = self._extents.get(partition)
+        return "" if extent is None else extent.to_metadata()
+
+    def _letter(self, rejected: Rejected) -> DeadLetter:
         record = rejected.record
-        source = {
-            "topic": self._kafka.clicks_topic,
-            "partition": record.partition,
-            "offset": record.offset,
-            "timestamp": record.timestamp_ms,
-            "reason": rejected.reason,
-            "detail": rejected.detail,
-        }
-        return {
-            "key": record.key,
-            # A tombstone with a bad key has no value, and a record needs one of the two.
-            "value": b"" if record.value is None and record.key is None else record.value,
-            "headers": [(_HEADER_PREFIX + k, str(v).encode()) for k, v in source.items()],
-            "partition": 0,
-        }
+        return DeadLetter(
+            topic=self._kafka.clicks_topic,
+            partition=record.partition,
+            offset=record.offset,
+            timestamp_ms=record.timestamp_ms,
+            reason=rejected.reason,
+            detail=rejected.detail,
+            key=record.key,
+            value=record.value,
+            headers=record.headers,
+        )
 
     def close(self, timeout_s: float) -> None:
         """Leave the group and let go of the connections; nothing is committed."""

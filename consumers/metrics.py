@@ -111,6 +111,11 @@ class WorkerMetrics:
         self.restored = Counter(
             "mindstream_restored_windows", "Windows read back on assignment.", registry=registry
         )
+        self.expired = Counter(
+            "mindstream_clicks_expired",
+            "Clicks deleted from their topic before the group had read them.",
+            registry=registry,
+        )
         self.backfilled = Counter(
             "mindstream_backfilled_users",
             "Users encoded for a release before it was served.",

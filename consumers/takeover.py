@@ -5,10 +5,13 @@ It restores their windows, and fills the served release's collection where no ow
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
+
+import structlog
 
 from consumers.click_topic import ClickTopic, Outdated
 from consumers.encoding import WindowEncoder
@@ -17,8 +20,12 @@ from encoder.interest_index import InterestIndex
 from encoder.release import Release
 from encoder.release_topic import read_releases, report_filled, take_back
 from encoder.settings import Settings
+from encoder.windows_topic import check_extent, read_extents
+
+log = structlog.get_logger()
 
 _FILL_USERS: Final = 4096
+_RECENT_SESSIONS: Final = 2  # one, and one for clocks that differ
 _RESTORE_STEP: Final = 10_000
 
 
@@ -29,13 +36,20 @@ class Taken:
     Attributes:
         unsettled_until: partition → offset up to which a predecessor may have written to the store
             without committing.
+        recent: partition → users whose window was written a short while ago.
         restored: windows read back.
         filled: users encoded for the release's collection.
+        expired: clicks that were deleted from their topic before the group had read them.
+        other_releases: announced ones, in whose collections there may be rows of these partitions'
+            users.
     """
 
     unsettled_until: dict[int, int]
+    recent: dict[int, set[str]]
     restored: int
     filled: int
+    expired: int
+    other_releases: list[str]
 
 
 class Takeover:
@@ -53,6 +67,7 @@ class Takeover:
         partitions: int,
         progress: Callable[[str], None],
         stopping: Callable[[], bool],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Put it together.
 
@@ -60,6 +75,7 @@ class Takeover:
             partitions: of the clicks topic, all in all.
             progress: is told what is being done and how far it is.
             stopping: whether the worker is to stop.
+            clock: seconds since 1970.
         """
         self._settings = settings
         self._topic = topic
@@ -71,6 +87,8 @@ class Takeover:
         self._partitions = partitions
         self._progress = progress
         self._stopping = stopping
+        self._clock = clock
+        self._session_s = settings.worker.session_timeout_s
 
     def take(self, gained: Iterable[int]) -> Taken:
         """Restore and fill partitions.
@@ -78,32 +96,56 @@ class Takeover:
         Raises:
             Outdated: some of the partitions were lost again meanwhile, or the worker is to stop.
                 None of them may be served; those still assigned must be taken anew.
+            LeaseRanOut: just as well.
+            Misconfigured: the windows topic lost windows; says how to rebuild them.
         """
         gained = sorted(gained)
+        expired = self._check(gained)
         # First withdraw what will no longer be true once we write.
         log = read_releases(self._settings.kafka)
         outdated = {(r, p) for r, p in log.filled if p in gained and r != self._release}
         take_back(self._settings.kafka, outdated)
         unsettled_until = self._topic.end_offsets(gained)
-        restored = self._restore(gained)
+        restored, recent = self._restore(gained)
         unfilled = [p for p in gained if (self._release, p) not in log.filled]
         filled = sum(self._fill(partition, gained) for partition in unfilled)
         self._keep(gained)
         report_filled(self._settings.kafka, self._release, unfilled)
         self._use_when_complete()
-        return Taken(unsettled_until, restored, filled)
+        others = [a.release for a in log.announced if a.release != self._release]
+        return Taken(unsettled_until, recent, restored, filled, expired, others)
 
-    def _restore(self, gained: list[int]) -> int:
+    def _check(self, gained: list[int]) -> int:
+        """Compare both topics with what the group committed; tells how many clicks are missing."""
+        committed = self._topic.committed(gained)
+        extents = read_extents(self._settings.kafka, gained)
+        for partition, offset in committed.items():
+            topic = self._settings.kafka.windows_topic
+            check_extent(topic, partition, offset.metadata, extents[partition])
+        self._topic.note_extents(extents)
+        expired = 0
+        for partition, begin in self._topic.begin_offsets(committed).items():
+            unread = begin - committed[partition].offset
+            if unread > 0:
+                log.error("clicks.expired_unread", partition=partition, clicks=unread)
+                expired += unread
+        return expired
+
+    def _restore(self, gained: list[int]) -> tuple[int, dict[int, set[str]]]:
         for partition in gained:
             self._store.add_partition(partition)
         count = 0
-        for partition, user_id, window in self._topic.restore(gained):
+        recent_ms = int((self._clock() - _RECENT_SESSIONS * self._session_s) * 1000)
+        recent: dict[int, set[str]] = {partition: set() for partition in gained}
+        for partition, user_id, window, written_at_ms in self._topic.restore(gained):
             self._store.restore(partition, user_id, window)
+            if written_at_ms >= recent_ms:
+                recent[partition].add(user_id)
             count += 1
             if count % _RESTORE_STEP == 0:
                 self._progress(f"restoring windows: {count}")
                 self._keep(gained)
-        return count
+        return count, recent
 
     def _fill(self, partition: int, gained: list[int]) -> int:
         users = self._store.users(partition)
@@ -117,6 +159,7 @@ class Takeover:
                 encoded.rows,
                 encoded.stale_keys,
                 budget_s=self._settings.worker.step_budget_s,
+                lease=self._topic.lease_left_s,
             )
             count += len(chunk)
             self._progress(f"filling release {self._release}: {count} users of one partition")

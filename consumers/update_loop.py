@@ -8,6 +8,7 @@ are committed together.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Literal
@@ -21,8 +22,11 @@ from consumers.encoding import Encoded, WindowEncoder
 from consumers.health import Health
 from consumers.metrics import WorkerMetrics
 from consumers.packed_window import EMPTY, unpack, without_old_erasure
+from consumers.rejected_share import RejectedShare
+from consumers.settling import Settling
 from consumers.takeover import Takeover
 from consumers.window_store import WindowStore
+from encoder.errors import LeaseRanOut
 from encoder.interest_index import InterestIndex
 from encoder.settings import Settings
 from encoder.window import Window
@@ -73,6 +77,13 @@ class UpdateLoop:
         self._after_step = after_step
         self._gained: set[int] = set()  # assigned, but not yet taken over
         self._unsettled_until: dict[int, int] = {}
+        self._settling = Settling(
+            after_s=settings.worker.session_timeout_s, records=settings.worker.max_batch_clicks
+        )
+        self._other_releases: list[str] = []
+        self._rejected_share = RejectedShare(
+            settings.kafka.clicks_topic, settings.worker.max_rejected_share
+        )
         self._summary = _Summary(clock())
         self._expire_at = clock()
         health.waiting_for("assignment of partitions")
@@ -86,6 +97,8 @@ class UpdateLoop:
         Raises:
             Unavailable: a step's budget is spent. Nothing of the batch is committed; the process
                 must end, and the next one repeats the batch.
+            Misconfigured: too many of the newest records were rejected. Nothing of the batch is
+                written or committed; the process must end.
         """
         # 1. Poll.
         polled, change = self._topic.poll(timeout_s)
@@ -106,6 +119,7 @@ class UpdateLoop:
                 window_length=self._settings.window_length,
                 max_future_ms=int(self._settings.worker.max_future_s * 1000),
             )
+        rejected_share = self._rejected_share.after(records, decision.rejected)
         self._after_step("merged")
 
         # 4. Encode the changed users in one call.
@@ -113,31 +127,27 @@ class UpdateLoop:
             encoded = self._encode(decision, records)
         self._after_step("encoded")
 
-        # 5. Write their rows.
-        with self._metrics.step.labels("write").time():
-            self._index.write_interests(
-                self._release,
-                encoded.rows,
-                encoded.stale_keys,
-                budget_s=self._settings.worker.step_budget_s,
-            )
-        written_at = self._clock()
-        self._after_step("written")
-
-        # 6. Commit windows, rejected records and offsets together; only then keep the windows.
+        # 5. Write their rows. 6. Commit windows, rejected records and offsets together; only then
+        # keep the windows.
         try:
+            with self._metrics.step.labels("write").time():
+                self._write(encoded, decision)
+            written_at = self._clock()
+            self._after_step("written")
             with self._metrics.step.labels("commit").time():
                 self._commit(decision)
-        except Outdated as exc:
+        except (Outdated, LeaseRanOut) as exc:
             # What was written stays in the store without being committed: until the same clicks
             # are past again, the rows there are not those of the windows we hold.
             for partition, offset in decision.next_offsets.items():
                 unsettled = max(offset, self._unsettled_until.get(partition, 0))
                 self._unsettled_until[partition] = unsettled
             self._topic.rewind(_first_offsets(records))
-            log.warning("batch.abandoned", records=len(records), reason=str(exc))
+            log.warning("batch.abandoned", records=len(records), reason=repr(exc))
             return len(records)
         self._after_step("committed")
+        self._rejected_share = rejected_share
+        self._settling.add(decision.windows, Counter(record.partition for record in records))
         self._account(records, decision, encoded, written_at)
         return len(records)
 
@@ -147,6 +157,7 @@ class UpdateLoop:
         for partition in change.lost:
             self._store.drop_partition(partition)
             self._unsettled_until.pop(partition, None)
+            self._settling.drop(partition)
             with suppress(KeyError):  # no lag was ever reported
                 self._metrics.lag.remove(str(partition))
         self._gained = (self._gained - change.lost) | change.gained
@@ -156,14 +167,17 @@ class UpdateLoop:
             self._metrics.ready.set(0)
             try:
                 taken = self._takeover.take(self._gained)
-            except Outdated as exc:
+            except (Outdated, LeaseRanOut) as exc:
                 for partition in self._gained:
                     self._store.drop_partition(partition)
-                log.warning("takeover.abandoned", reason=str(exc))
+                log.warning("takeover.abandoned", reason=repr(exc))
                 return
             self._unsettled_until |= taken.unsettled_until
+            self._settling.take(taken.recent, self._clock())
+            self._other_releases = taken.other_releases
             self._metrics.restored.inc(taken.restored)
             self._metrics.backfilled.inc(taken.filled)
+            self._metrics.expired.inc(taken.expired)
             log.info(
                 "partitions.taken",
                 partitions=len(self._gained),
@@ -200,6 +214,15 @@ class UpdateLoop:
             before += [self._store.packed(partition, user_id) for user_id in windows]
         return self._encoder.encode(user_ids, packed, before if settled else None)
 
+    def _write(self, encoded: Encoded, decision: Decision) -> None:
+        budget_s, lease = self._settings.worker.step_budget_s, self._topic.lease_left_s
+        self._index.write_interests(
+            self._release, encoded.rows, encoded.stale_keys, budget_s=budget_s, lease=lease
+        )
+        if decision.erased_users:
+            erased = sorted(decision.erased_users)
+            self._index.forget(erased, self._other_releases, budget_s=budget_s, lease=lease)
+
     def _commit(self, decision: Decision) -> None:
         codes = self._store.codes
         windows: list[tuple[int, str, Window | None]] = [
@@ -215,15 +238,29 @@ class UpdateLoop:
 
     def _around(self, now: float) -> None:
         """What is due between batches."""
+        for partition, user_ids in self._settling.due(now):
+            self._write_again(partition, user_ids)
         if now >= self._expire_at:
             self._expire_at = now + _EXPIRE_EVERY_S
             self._expire_erasures()
         self._summary.log_if_due(now, self._report_lag())
 
+    def _write_again(self, partition: int, user_ids: list[str]) -> None:
+        """Write rows over what a predecessor's last write may have left."""
+        packed = [self._store.packed(partition, user_id) for user_id in user_ids]
+        encoded = self._encoder.encode(user_ids, packed, before=None)
+        try:
+            self._write(encoded, Decision())
+        except LeaseRanOut:
+            return  # if the partition stays ours, it stays due
+        self._settling.drop(partition)
+        if user_ids:
+            log.info("partition.settled", partition=partition, users=len(user_ids))
+
     def _expire_erasures(self) -> None:
-        """Drop erasure times that no click still on the topic can be older than."""
-        # The topic drops whole segments, none of which spans more than the retention.
-        before_ms = int((self._clock() - 2 * self._settings.worker.click_retention_s) * 1000)
+        """Drop erasure times that no click or dead letter still kept can be older than."""
+        kept_s = self._settings.worker.erasure_retention_s
+        before_ms = int((self._clock() - kept_s) * 1000)
         decision = Decision()
         for partition in self._store.partitions:
             # Between batches the position is what is committed. Committing it again is what lets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from kafka import TopicPartition
@@ -14,9 +15,17 @@ from encoder.settings import Settings
 _STALL_S: Final = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class RejectedRecord:
+    """Where a record lies that the click contract rejects."""
+
+    partition: int
+    offset: int
+
+
 def read_click_topic(
     settings: Settings, *, since_ms: int | None = None
-) -> Iterator[list[Click | Erasure | RejectedClick]]:
+) -> Iterator[list[Click | Erasure | RejectedRecord]]:
     """Every record committed to the topic, parsed, some at a time; any order across partitions.
 
     Args:
@@ -32,7 +41,7 @@ def read_click_topic(
     with translated(f"reading {topic}", settings.kafka):
         partitions, start = _partitions(settings, topic, since_ms)
         for records in read_to_end(settings.kafka, partitions, timeout_s=_STALL_S, start=start):
-            parsed: list[Click | Erasure | RejectedClick] = []
+            parsed: list[Click | Erasure | RejectedRecord] = []
             for record in records:
                 try:
                     parsed.append(
@@ -40,8 +49,8 @@ def read_click_topic(
                             record.key, record.value, record.timestamp, max_future_ms=max_future_ms
                         )
                     )
-                except RejectedClick as exc:
-                    parsed.append(exc)
+                except RejectedClick:
+                    parsed.append(RejectedRecord(record.partition, record.offset))
             yield parsed
 
 

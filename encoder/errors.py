@@ -1,4 +1,4 @@
-"""The two families of failure that are not a click's fault.
+"""The two families of failure that are not a click's fault, and a right to write that ran out.
 
 `Unavailable` may pass if tried again (broker, store, time-out); `Misconfigured` will not, until a
 person mends what the message names.
@@ -11,3 +11,7 @@ class Unavailable(Exception):  # noqa: N818  "the store is unavailable" is how i
 
 class Misconfigured(Exception):  # noqa: N818
     """A setting, topic, file or collection is not as it must be."""
+
+
+class LeaseRanOut(Exception):  # noqa: N818
+    """Whoever writes may have lost the right to: nothing more was sent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -13,7 +13,7 @@ from pymilvus import DataType
 
 from encoder.click import MAX_ID_BYTES
 from encoder.interests import InterestRows, interest_key
-from encoder.milvus_store import Consistency, MilvusStore, Row
+from encoder.milvus_store import Consistency, Lease, MilvusStore, Row, for_ever
 from encoder.settings import MilvusSettings
 
 _POINTER: Final = "releases"
@@ -22,6 +22,7 @@ _POINTER_WIDTH: Final = 2  # Milvus wants a vector in every collection
 _KEY_BYTES: Final = MAX_ID_BYTES + 8  # "#" and the slot
 _ITEMS_AT_ONCE: Final = 20_000
 _WRITE_BUDGET_S: Final = 60.0
+_USERS_AT_ONCE: Final = 100  # so that their rows fit one answer
 _MOST_HITS: Final = 16_384  # Milvus's own bound
 _INTEREST_FIELDS: Final = ("user_id", "slot", "weight", "exemplar", "updated_at", "vector")
 _ID: Final[tuple[DataType, dict[str, Any]]] = (DataType.VARCHAR, {"max_length": MAX_ID_BYTES})
@@ -125,7 +126,13 @@ class InterestIndex:
     # Writes --------------------------------------------------------------------------------
 
     def write_interests(
-        self, release: str, rows: InterestRows, stale_keys: Sequence[str], *, budget_s: float
+        self,
+        release: str,
+        rows: InterestRows,
+        stale_keys: Sequence[str],
+        *,
+        budget_s: float,
+        lease: Lease = for_ever,
     ) -> None:
         """Write rows, and delete those under `stale_keys`; may be repeated with the same outcome.
 
@@ -134,8 +141,10 @@ class InterestIndex:
             rows: each key at most once.
             stale_keys: keys of rows that must not exist afterwards; need not exist before.
             budget_s: time for all of it, retries included.
+            lease: for how long this process may write.
 
         Raises:
+            LeaseRanOut: this process may no longer write; some of it may be written.
             Unavailable: the store did not take it within the budget.
         """
         deadline = time.monotonic() + budget_s
@@ -148,8 +157,33 @@ class InterestIndex:
             "updated_at": rows.updated_at.tolist(),
             "vector": rows.vectors,
         }
-        self._store.upsert(_interests(release), columns, deadline=deadline)
-        self._store.delete(_interests(release), "id", stale_keys, deadline=deadline)
+        name = _interests(release)
+        self._store.upsert(name, columns, deadline=deadline, lease=lease)
+        self._store.delete(name, "id", stale_keys, deadline=deadline, lease=lease)
+
+    def forget(
+        self,
+        user_ids: Sequence[str],
+        releases: Iterable[str],
+        *,
+        budget_s: float,
+        lease: Lease = for_ever,
+    ) -> None:
+        """Delete all rows of these users from those of the releases that the store has.
+
+        Raises:
+            LeaseRanOut: this process may no longer write; some rows may be deleted.
+            Unavailable: the store did not do it within the budget.
+        """
+        deadline = time.monotonic() + budget_s
+        for release in releases:
+            if self._store.exist(_interests(release)):
+                for start in range(0, len(user_ids), _USERS_AT_ONCE):
+                    some = user_ids[start : start + _USERS_AT_ONCE]
+                    keys = [row["id"] for row in self._rows_of(_interests(release), some)]
+                    self._store.delete(
+                        _interests(release), "id", keys, deadline=deadline, lease=lease
+                    )
 
     def write_items(
         self, release: str, item_ids: Sequence[str], vectors: NDArray[np.float32]
@@ -190,9 +224,25 @@ class InterestIndex:
             interests.sort(key=lambda interest: (-interest.weight, interest.slot))
         return by_user
 
+    def rows_by_collection(self, user_id: str) -> dict[str, list[int]]:
+        """For every collection of interests, whatever its release: `updated_at` of a user's rows.
+
+        Strongly consistent. For proving that nothing is left of a user.
+        """
+        return {
+            name: [int(row["updated_at"]) for row in self._rows_of(name, [user_id])]
+            for name in self._store.names()
+            if name.startswith(_interests(""))
+        }
+
     def all_interests(self, release: str) -> Iterator[Interest]:
         """Every row of a release's interests written before the call, for audits."""
         return map(_interest, self._store.rows(_interests(release), "id", _INTEREST_FIELDS))
+
+    def users(self, release: str) -> Iterator[str]:
+        """The user of every row of a release's interests written before the call, row by row."""
+        for row in self._store.rows(_interests(release), "id", ["user_id"]):
+            yield row["user_id"]
 
     def count(self, collection: Literal["interests", "items"], release: str) -> int:
         """Rows of one of a release's collections, strongly consistent."""
@@ -230,6 +280,9 @@ class InterestIndex:
         fields = ["item_id", "vector"]
         found = self._store.get(_items(release), "item_id", item_ids, fields, consistency)
         return {row["item_id"]: np.asarray(row["vector"], np.float32) for row in found}
+
+    def _rows_of(self, name: str, user_ids: Sequence[str]) -> list[Row]:
+        return self._store.get(name, "user_id", user_ids, ["id", "updated_at"], "Strong")
 
 
 def _interests(release: str) -> str:

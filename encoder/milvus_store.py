@@ -6,8 +6,9 @@ Knows nothing of users and items. Every call has a time limit, and every failure
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
@@ -15,20 +16,31 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 from pymilvus import DataType, MilvusClient
+from pymilvus.client.prepare import Prepare
+from pymilvus.client.utils import check_status
 from pymilvus.exceptions import MilvusException
 
-from encoder.errors import Misconfigured, Unavailable
+from encoder.errors import LeaseRanOut, Misconfigured, Unavailable
 from encoder.milvus_client import milvus_client
 from encoder.settings import MilvusSettings
 
 Consistency = Literal["Strong", "Bounded", "Session", "Eventually"]
 Row = dict[str, Any]
+Lease = Callable[[], float]
+"""For how many seconds the caller may still write; none are left at or below 0."""
 
 _SETUP_TIMEOUT_S: Final = 180.0  # a server takes tens of seconds to create and load a collection
 _PAGE_ROWS: Final = 4096
 _REQUEST_CELLS: Final = 2_000_000  # 8 MB of vectors a request, well below gRPC's limit
 _REQUEST_KEYS: Final = 4096
 _REFUSED: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+_FIRST_PAUSE_S: Final = 0.02
+_LONGEST_PAUSE_S: Final = 1.0
+
+
+def for_ever() -> float:
+    """The lease of a writer that nobody else can take the place of."""
+    return math.inf
 
 
 class MilvusStore:
@@ -94,10 +106,14 @@ class MilvusStore:
                 f" {stored['params']['dim']}, not {width}; was the release's name used before?"
             )
 
+    def names(self) -> list[str]:
+        """The names of all collections, in order."""
+        with self._translated("listing collections"):
+            return sorted(self._client.list_collections(timeout=self._timeout_s))
+
     def exist(self, *names: str) -> bool:
         """Whether all these collections exist."""
-        with self._translated("listing collections"):
-            return set(names) <= set(self._client.list_collections(timeout=self._timeout_s))
+        return set(names) <= set(self.names())
 
     def drop(self, name: str) -> None:
         """Drop a collection; an absent one is no error."""
@@ -108,39 +124,56 @@ class MilvusStore:
 
     # Writes --------------------------------------------------------------------------------
 
-    def upsert(self, name: str, columns: Mapping[str, Any], *, deadline: float) -> None:
+    def upsert(
+        self, name: str, columns: Mapping[str, Any], *, deadline: float, lease: Lease = for_ever
+    ) -> None:
         """Write rows, given as columns; as many requests as their size asks for.
 
         Args:
             name: of the collection.
             columns: a value per row for every field; `vector` is float32 (n, D).
             deadline: of time.monotonic, for all of it, retries included.
+            lease: asked before every request is sent.
+
+        Raises:
+            LeaseRanOut: some requests may have been written, the others were not sent.
+            Unavailable: the store did not take all of it in time.
         """
         vectors: NDArray[np.float32] = columns["vector"]
         if not len(vectors):
             return
-        with self._translated(f"writing to {name}"):
-            schema = self._schema(name)
-            step = max(1, _REQUEST_CELLS // vectors.shape[1])
-            for start in range(0, len(vectors), step):
-                fields = [
-                    {
-                        "name": field["name"],
-                        "type": field["type"],
-                        "values": columns[field["name"]][start : start + step],
-                    }
-                    for field in schema["fields"]
-                ]
-                self._handler.upsert(name, fields, schema=schema, timeout=self._left_s(deadline))
+        doing = f"writing to {name}"
+        with self._translated(doing):
+            fields = self._schema(name)["fields"]
+        step = max(1, _REQUEST_CELLS // vectors.shape[1])
+        for start in range(0, len(vectors), step):
+            entities = [
+                {
+                    "name": field["name"],
+                    "type": field["type"],
+                    "values": columns[field["name"]][start : start + step],
+                }
+                for field in fields
+            ]
+            request = Prepare.batch_upsert_param(name, entities, "", fields)
+            self._send("Upsert", request, doing, deadline, lease)
 
-    def delete(self, name: str, field: str, keys: Sequence[str], *, deadline: float) -> None:
-        """Delete the rows with these keys, as far as they exist."""
-        with self._translated(f"deleting from {name}"):
-            for start in range(0, len(keys), _REQUEST_KEYS):
-                some = keys[start : start + _REQUEST_KEYS]
-                self._client.delete(
-                    name, filter=_any_of(field, some), timeout=self._left_s(deadline)
-                )
+    def delete(
+        self,
+        name: str,
+        field: str,
+        keys: Sequence[str],
+        *,
+        deadline: float,
+        lease: Lease = for_ever,
+    ) -> None:
+        """Delete the rows with these keys, as far as they exist; raises what `upsert` does."""
+        for start in range(0, len(keys), _REQUEST_KEYS):
+            some = keys[start : start + _REQUEST_KEYS]
+            request = Prepare.delete_request(
+                collection_name=name, filter=_any_of(field, some), consistency_level="Strong"
+            )
+            self._send("Delete", request, f"deleting from {name}", deadline, lease)
 
     # Reads ---------------------------------------------------------------------------------
 
@@ -234,11 +267,42 @@ class MilvusStore:
             self._schemas[name] = self._client.describe_collection(name, timeout=self._timeout_s)
         return self._schemas[name]
 
-    def _left_s(self, deadline: float) -> float:
-        left_s = deadline - time.monotonic()
-        if left_s <= 0:
-            raise Unavailable(f"Milvus at {self._settings.uri} took longer than the step's budget")
-        return left_s
+    def _send(
+        self,
+        method: Literal["Upsert", "Delete"],
+        request: Any,
+        doing: str,
+        deadline: float,
+        lease: Lease,
+    ) -> None:
+        """Send a write until it is taken, the deadline is over or the lease has run out.
+
+        Not through pymilvus's own methods: they prepare the request after the time limit is set
+        and repeat it on their own, so that it could leave long after the lease was looked at. Here
+        the request is ready, and gRPC gives it up once the lease is over, also when this process
+        was stopped meanwhile.
+        """
+        pause_s = _FIRST_PAUSE_S
+        refusal = "it did not answer"
+        while True:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise Unavailable(
+                    f"{doing}: Milvus at {self._settings.uri} did not take it within the step's"
+                    f" budget; last: {refusal}"
+                )
+            lease_s = lease()
+            if lease_s <= 0:
+                raise LeaseRanOut(doing)
+            try:
+                with self._translated(doing):
+                    send = getattr(self._handler._stub, method)
+                    check_status(send(request, timeout=min(left_s, lease_s)).status)
+                    return
+            except Unavailable as exc:
+                refusal = str(exc)
+            time.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     @contextmanager
     def _translated(self, doing: str) -> Iterator[None]:

@@ -1,29 +1,38 @@
-"""Checks the store against a plain fold over the clicks topic.
+"""Checks windows, rows and dead letters against a plain fold over the clicks topic.
 
-The fold knows nothing of batches, windows topics, offsets or crashes: it reads every click, forms
-each user's window by its definition, encodes it, and expects exactly those rows.
+The fold knows nothing of batches, offsets or crashes: it reads every click, forms each user's
+window by its definition, and expects exactly these windows on the windows topic, exactly their rows
+in the store, and one dead letter for every rejected record.
 """
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
 import numpy as np
+from kafka import TopicPartition
 
 from encoder.click import Click, Erasure
-from encoder.click_history import read_click_topic
+from encoder.click_history import RejectedRecord, read_click_topic
+from encoder.dead_letter_topic import DeadLetter, put_back_offsets, read_dead_letters
 from encoder.interest_index import Interest, InterestIndex
 from encoder.interests import ClickColumns, InterestRows, compute_interests, interest_key
+from encoder.kafka_client import read_to_end, translated
 from encoder.mind_encoder import MindEncoder
 from encoder.release import Release
 from encoder.settings import Settings
-from encoder.window import NEVER, Window, window_of
+from encoder.topics import check_topics
+from encoder.window import NEVER, Window, from_wire, window_of
 
 _ENCODE_USERS: Final = 2048
 _EXAMPLES: Final = 5
+_STALL_S: Final = 30.0
+_KEEP_WINDOWS: Final = 8
 
 
 @dataclass(slots=True)
@@ -36,35 +45,57 @@ class Audit:
         users: users with a window.
         users_with_rows: those with a click on a known item.
         rows: rows expected.
+        lost_clicks: clicks that a window should hold and does not.
+        wrong_windows: users whose window differs.
         missing: keys expected but not stored.
         unexpected: keys stored but not expected.
         different: keys whose row differs in any field or any bit of its vector.
+        unset_aside: rejected records without a dead letter, as partition@offset.
+        set_aside_again: dead letters beyond the one that each rejected record has.
     """
 
     clicks: int = 0
-    rejected: int = 0
+    rejected: set[tuple[int, int]] = field(default_factory=set)
     users: int = 0
     users_with_rows: int = 0
     rows: int = 0
+    lost_clicks: int = 0
+    wrong_windows: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
+    unset_aside: list[str] = field(default_factory=list)
+    set_aside_again: list[str] = field(default_factory=list)
+
+    @property
+    def wrong_rows(self) -> int:
+        """Rows that are not as they should be."""
+        return len(self.missing) + len(self.unexpected) + len(self.different)
 
     @property
     def differences(self) -> int:
-        """Rows that are not as they should be."""
-        return len(self.missing) + len(self.unexpected) + len(self.different)
+        """All that is not as it should be."""
+        letters = len(self.unset_aside) + len(self.set_aside_again)
+        return len(self.wrong_windows) + self.wrong_rows + letters
 
     def report(self) -> str:
         """One line, with examples of what is wrong."""
         lines = [
-            f"{self.clicks} clicks, {self.rejected} rejected, {self.users} users,"
+            f"{self.clicks} clicks, {len(self.rejected)} rejected, {self.users} users,"
             f" {self.rows} rows, {self.differences} differences"
         ]
-        for name in ("missing", "unexpected", "different"):
-            keys: list[str] = getattr(self, name)
-            if keys:
-                lines.append(f"{name}: {len(keys)}, such as {', '.join(sorted(keys)[:_EXAMPLES])}")
+        for name in (
+            "wrong_windows",
+            "missing",
+            "unexpected",
+            "different",
+            "unset_aside",
+            "set_aside_again",
+        ):
+            found: list[str] = getattr(self, name)
+            if found:
+                examples = ", ".join(sorted(found)[:_EXAMPLES])
+                lines.append(f"{name.replace('_', ' ')}: {len(found)}, such as {examples}")
         return "; ".join(lines)
 
 
@@ -73,7 +104,7 @@ def fold(settings: Settings, audit: Audit) -> dict[str, Window]:
 
     Args:
         settings: where the topic is, the window's length, how far ahead clicks may lie.
-        audit: its counts of clicks and rejected records are set.
+        audit: its clicks and rejected records are set.
     """
     clicks: dict[str, set[tuple[int, str]]] = {}
     erased_at_ms: dict[str, int] = {}
@@ -81,12 +112,18 @@ def fold(settings: Settings, audit: Audit) -> dict[str, Window]:
         for event in events:
             if isinstance(event, Click):
                 audit.clicks += 1
-                clicks.setdefault(event.user_id, set()).add((event.timestamp_ms, event.item_id))
+                of_user = clicks.setdefault(event.user_id, set())
+                of_user.add((event.timestamp_ms, event.item_id))
+                if len(of_user) > _KEEP_WINDOWS * settings.window_length:
+                    # Older ones can no longer be among the newest, whatever else comes.
+                    clicks[event.user_id] = set(
+                        window_of(of_user, length=settings.window_length).clicks
+                    )
             elif isinstance(event, Erasure):
                 known = erased_at_ms.get(event.user_id, NEVER)
                 erased_at_ms[event.user_id] = max(known, event.up_to_ms)
-            else:
-                audit.rejected += 1
+            elif isinstance(event, RejectedRecord):
+                audit.rejected.add((event.partition, event.offset))
     return {
         user_id: window_of(
             clicks.get(user_id, ()),
@@ -124,15 +161,19 @@ def audit_store(
     *,
     notify: Callable[[str], None] = lambda doing: None,
 ) -> Audit:
-    """Compare every row of a release's interests with the fold, bit for bit.
+    """Compare windows, dead letters and every row of a release's interests with the fold.
 
-    The topic must be consumed to its end and no click be written meanwhile.
+    The topic must hold every click since the first, be consumed to its end, and take no click
+    meanwhile.
     """
     audit = Audit()
     release = encoder.release
     notify("reading every click")
     windows = fold(settings, audit)
     audit.users = len(windows)
+    notify("reading every window and dead letter")
+    _compare_windows(settings, windows, audit)
+    _compare_dead_letters(settings, audit)
     notify("reading every row")
     stored = {interest_key(row.user_id, row.slot): row for row in index.all_interests(release.name)}
     notify("encoding every window")
@@ -147,6 +188,50 @@ def audit_store(
                 audit.different.append(key)
     audit.unexpected.extend(stored)
     return audit
+
+
+def _compare_windows(settings: Settings, expected: dict[str, Window], audit: Audit) -> None:
+    # A mark this old may have been dropped.
+    kept_since_ms = int((time.time() - settings.worker.erasure_retention_s) * 1000)
+    stored = _stored_windows(settings)
+    for user_id in expected.keys() | stored.keys():
+        window, found = expected.get(user_id, Window()), stored.get(user_id, Window())
+        audit.lost_clicks += len(set(window.clicks) - set(found.clicks))
+        dropped = found.erased_at_ms == NEVER and window.erased_at_ms < kept_since_ms
+        if found.clicks != window.clicks or not (
+            dropped or found.erased_at_ms == window.erased_at_ms
+        ):
+            audit.wrong_windows.append(user_id)
+
+
+def _stored_windows(settings: Settings) -> dict[str, Window]:
+    topic = settings.kafka.windows_topic
+    partitions = [TopicPartition(topic, n) for n in range(check_topics(settings.kafka))]
+    stored: dict[str, Window] = {}
+    with translated(f"reading {topic}", settings.kafka):
+        for records in read_to_end(settings.kafka, partitions, timeout_s=_STALL_S):
+            for record in records:
+                if record.value is None:
+                    stored.pop(record.key.decode(), None)
+                else:
+                    stored[record.key.decode()] = from_wire(record.value)
+    return stored
+
+
+def _compare_dead_letters(settings: Settings, audit: Audit) -> None:
+    receipts = put_back_offsets(settings.kafka)
+    letters: Counter[tuple[int, int]] = Counter()
+    mended: set[tuple[int, int]] = set()  # put back, maybe because the contract accepts them now
+    for at, letter in read_dead_letters(settings.kafka):
+        if isinstance(letter, DeadLetter) and letter.topic == settings.kafka.clicks_topic:
+            letters[letter.partition, letter.offset] += 1
+            if at in receipts:
+                mended.add((letter.partition, letter.offset))
+    expected = audit.rejected | mended
+    for (partition, offset), count in letters.items():
+        again = count - ((partition, offset) in expected)
+        audit.set_aside_again += [f"{partition}@{offset}"] * again
+    audit.unset_aside += [f"{p}@{o}" for p, o in audit.rejected - letters.keys()]
 
 
 def _same(row: Interest, expected: InterestRows, number: int) -> bool:

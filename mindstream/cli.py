@@ -8,10 +8,11 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from encoder.errors import Misconfigured, Unavailable
@@ -20,6 +21,8 @@ from encoder.release_topic import read_releases
 from encoder.settings import Settings, SettingsError, load_settings
 from mindstream.exit_codes import EXIT_DIFFERENT, EXIT_MISCONFIGURED, EXIT_UNAVAILABLE
 from mindstream.logs import configure_logging
+
+_SHOWN: Final = 60
 
 app = typer.Typer(
     help="Keeps every user's interests fresh: clicks in from Kafka, interests out to Milvus.",
@@ -42,7 +45,9 @@ def main() -> None:
 
 
 def _fail(exc: Exception, code: int) -> NoReturn:
-    Console(stderr=True).print(f"error: {exc}", style="red", markup=False, highlight=False)
+    Console(stderr=True).print(
+        f"error: {exc}", style="red", markup=False, highlight=False, soft_wrap=True
+    )
     sys.exit(code)
 
 
@@ -179,6 +184,41 @@ def audience(
 
 
 @app.command()
+def erase(
+    user: Annotated[str, typer.Argument(help="User id.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Change nothing; read every place and tell.")
+    ] = False,
+    partition: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Of the user's clicks; needed if producers do not use Kafka's own."
+        ),
+    ] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Longest wait for a worker, in s.")] = 60,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line, with --verify.")] = False,
+) -> None:
+    """Forget a user: window and rows, in every release; or prove that nothing is left.
+
+    With --verify, exits with 1 if anything from before the erasure is still in effect.
+    """
+    from encoder.interest_index import InterestIndex
+    from mindstream.erasure import find_traces, write_tombstone
+
+    settings = _settings()
+    if not verify:
+        where = write_tombstone(settings, user, partition=partition, stalled_after_s=wait)
+        typer.echo(f"erased by {where}")
+        return
+    index = InterestIndex(settings.milvus)
+    traces = find_traces(settings, index, user)
+    index.close()
+    typer.echo(json.dumps(traces.as_json()) if as_json else traces.report())
+    if not traces.absent:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+@app.command()
 def audit() -> None:
     """Compare every stored row with a plain fold over the clicks topic, bit for bit.
 
@@ -201,6 +241,93 @@ def audit() -> None:
     typer.echo(found.report())
     if found.differences:
         raise typer.Exit(EXIT_DIFFERENT)
+
+
+@app.command()
+def rebuild(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Change nothing; tell what would be done.")
+    ] = False,
+) -> None:
+    """Rebuild a damaged windows topic from the clicks, and from the windows it still holds.
+
+    All workers must be stopped. May be repeated, also after it was killed.
+    """
+    from encoder.interest_index import InterestIndex
+    from encoder.milvus_client import close_embedded
+    from mindstream.progress import Waiting
+    from mindstream.rebuild import rebuild_windows
+
+    settings = _settings()
+    index = InterestIndex(settings.milvus)
+    try:
+        with Waiting(Console(stderr=True)) as waiting:
+            rebuilt = rebuild_windows(settings, index, dry_run=dry_run, notify=waiting.start)
+    finally:
+        index.close()
+        close_embedded(settings.milvus.uri)
+    typer.echo(rebuilt.report())
+
+
+@app.command("dead-letters")
+def dead_letters(
+    reason: Annotated[str | None, typer.Option(help="Only letters rejected for this.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON line a letter, to mend and replay.")
+    ] = False,
+) -> None:
+    """List the dead letters that were not put back."""
+    from encoder.dead_letter_topic import pending_letters
+    from mindstream.dead_letter_lines import letter_line
+
+    settings = _settings()
+    table = Table("letter", "source", "reason", "detail", "key", "value")
+    for offset, letter in pending_letters(settings.kafka):
+        if reason not in (None, letter.reason):
+            continue
+        if as_json:
+            typer.echo(letter_line(offset, letter))
+            continue
+        source = f"{letter.topic}[{letter.partition}] at {letter.offset}"
+        key, value = (repr(part)[:_SHOWN] for part in (letter.key, letter.value))
+        cells = (str(offset), source, letter.reason, letter.detail, key, value)
+        table.add_row(*(escape(cell) for cell in cells))
+    if not as_json:
+        Console().print(table)
+
+
+@app.command("replay")
+def replay_dead_letters(
+    reason: Annotated[str | None, typer.Option(help="Only letters rejected for this.")] = None,
+    mended: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Only the letters in this file, as changed there: lines of `dead-letters --json`."
+            " `-` reads standard input.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Only tell what would be put back.")] = False,
+) -> None:
+    """Put dead letters back on the clicks topic that would be accepted now; harmless to repeat.
+
+    They are accepted now if the program or MINDSTREAM_WORKER__MAX_FUTURE_S was mended, or if they
+    were mended by hand in a file. The others stay where they are.
+    """
+    from mindstream.dead_letter_lines import read_mended
+    from mindstream.dead_letters import replay_letters
+
+    settings = _settings()
+    name = "standard input" if mended == Path("-") else str(mended)
+    edits = None
+    if mended is not None:
+        try:
+            text = sys.stdin.buffer.read() if mended == Path("-") else mended.read_bytes()
+            edits = read_mended(text.decode().split("\n"), name)
+        except (OSError, UnicodeDecodeError) as exc:
+            raise Misconfigured(f"cannot read {name} (--from): {exc}") from exc
+    done = replay_letters(settings, reason=reason, mended=edits, source=name, dry_run=dry_run)
+    typer.echo(done.report(dry_run=dry_run))
 
 
 @app.command()

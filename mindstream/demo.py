@@ -151,7 +151,7 @@ def run_demo(
             clicks=screen.produced,
             users=audit.users_with_rows,
             rows=audit.rows,
-            rejected=audit.rejected,
+            rejected=len(audit.rejected),
             clicks_per_s=screen.produced / replayed_s,
             freshness_p50_ms=p50,
             freshness_p99_ms=p99,

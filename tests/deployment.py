@@ -8,20 +8,21 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from kafka import TopicPartition
 
 from consumers.update_loop import Step
 from consumers.worker import run_worker
 from encoder.click import Click
+from encoder.dead_letter_topic import DeadLetter, read_dead_letters
+from encoder.errors import Unavailable
 from encoder.interest_index import InterestIndex
-from encoder.kafka_client import producer, read_to_end
+from encoder.kafka_client import producer
 from encoder.mind_encoder import MindEncoder
 from encoder.release import Release
+from encoder.release_topic import read_releases
 from encoder.settings import Settings, load_settings
 from encoder.topics import create_topics
 from mindstream.audit import Audit, audit_store
@@ -94,13 +95,13 @@ class Deployment:
             raise raised[0]
 
     def worker_process(self, *arguments: str, instance: str = "") -> subprocess.Popen[bytes]:
-        """A worker as a process; `arguments` are those of tests.faults.crashing_worker."""
+        """A worker as a process; `arguments` are those of tests.faults.faulty_worker."""
         environment = {**os.environ, **environment_of(self.settings)}
         if instance:
             environment["MINDSTREAM_WORKER__INSTANCE_ID"] = instance
         with (self.folder / "worker.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.crashing_worker", *arguments],
+                [sys.executable, "-m", "tests.faults.faulty_worker", *arguments],
                 env=environment,
                 stdout=log,
                 stderr=log,
@@ -113,6 +114,18 @@ class Deployment:
     def wait_until_consumed(self) -> None:
         """Until every record now on the topic is committed."""
         wait_until_consumed(self.settings, self.partitions, stalled_after_s=DEADLINE_S)
+
+    def publish_next(self, *, seed: int) -> None:
+        """Publish another release; new workers serve it, and it is the one to audit."""
+        self.release = self.publish(f"{self.release.name}_{seed}", seed=seed)
+
+    def drop_releases(self, *, but: str) -> None:
+        """Drop the collections of every announced release but one."""
+        index = InterestIndex(self.settings.milvus)
+        for announcement in read_releases(self.settings.kafka).announced:
+            if announcement.release != but:
+                index.drop_release(announcement.release)
+        index.close()
 
     def consume_all(self) -> None:
         """Run a worker until it is at the end of the topic."""
@@ -134,13 +147,11 @@ class Deployment:
         return found
 
     def dead_letters(self) -> list[dict[str, object]]:
-        """Headers, key and value of every dead letter."""
-        partition = TopicPartition(self.settings.kafka.dead_letters_topic, 0)
+        """Source, reason, key, value and headers of every dead letter; receipts left out."""
         return [
-            {name.removeprefix("mindstream."): value.decode() for name, value in record.headers}
-            | {"key": record.key, "value": record.value}
-            for records in read_to_end(self.settings.kafka, [partition], timeout_s=DEADLINE_S)
-            for record in records
+            asdict(found)
+            for _, found in read_dead_letters(self.settings.kafka)
+            if isinstance(found, DeadLetter)
         ]
 
     def publish(self, name: str, *, seed: int) -> Release:
@@ -161,9 +172,22 @@ def small_release(folder: Path, name: str, *, seed: int = 0) -> Release:
 
 @contextmanager
 def deployed(
-    bootstrap_servers: str, milvus_uri: str, folder: Path, *, partitions: int = 4
+    bootstrap_servers: str,
+    milvus_uri: str,
+    folder: Path,
+    *,
+    partitions: int = 4,
+    worker: Mapping[str, object] = {},
 ) -> Iterator[Deployment]:
-    """Topics and a published release under names of their own; its collections go at the end."""
+    """Topics and a published release under names of their own; its collections go at the end.
+
+    Args:
+        bootstrap_servers: a running broker.
+        milvus_uri: a running store.
+        folder: for releases and logs.
+        partitions: of clicks and windows.
+        worker: further settings of the workers.
+    """
     name = f"t{uuid.uuid4().hex[:10]}"
     base = load_settings()
     settings = base.model_copy(
@@ -184,6 +208,7 @@ def deployed(
                     "http_port": 0,
                     "max_batch_clicks": 64,
                     "click_retention_s": 100 * 365 * 86_400.0,  # the tests' clicks are old
+                    **worker,
                 }
             ),
             "releases": base.releases.model_copy(
@@ -198,8 +223,13 @@ def deployed(
     publish(deployment.release, settings, index)
     try:
         yield deployment
-    finally:
+    except BaseException:
+        with suppress(Unavailable):  # a store out of order must not hide what happened
+            index.drop_release(name)
+        raise
+    else:
         index.drop_release(name)
+    finally:
         index.close()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deploy.local_milvus import LocalMilvusLite
-from encoder.errors import Misconfigured, Unavailable
+from encoder.errors import LeaseRanOut, Misconfigured, Unavailable
 from encoder.interest_index import InterestIndex, ReleaseInUse
 from encoder.interests import InterestRows, interest_key
 from encoder.milvus_client import close_embedded
@@ -225,6 +225,36 @@ def test_a_spent_budget_is_told(index: InterestIndex, release: str, user: str) -
     for budget_s in (0.0, 0.001):
         with pytest.raises(Unavailable):
             index.write_interests(release, rows, [], budget_s=budget_s)
+
+
+def test_nothing_is_written_once_the_lease_has_run_out(
+    index: InterestIndex, release: str, user: str
+) -> None:
+    """It is asked before every request: what was sent before stays, nothing more follows."""
+    write(index, release, rows_of(user, 2, seed=1), [])
+    stale = [interest_key(user, 1)]
+    leases = iter((1.0, 0.0))
+    for lease, written in ((lambda: 0.0, False), (lambda: next(leases), True)):
+        with pytest.raises(LeaseRanOut):
+            index.write_interests(
+                release, rows_of(user, 1, seed=2), stale, budget_s=BUDGET_S, lease=lease
+            )
+        found = index.interests(release, [user], SLOTS, "Strong")[user]
+        assert len(found) == 2, "nothing was deleted"
+        first = next(interest for interest in found if interest.slot == 0)
+        assert np.array_equal(first.vector, unit_vectors(1, 2)[0]) == written
+
+
+def test_users_are_forgotten_in_every_release_named(
+    index: InterestIndex, release: str, user: str
+) -> None:
+    """All their slots, nobody else's, and releases that are not there are no error."""
+    write(index, release, rows_of(user, 4, updated_at=7), [])
+    write(index, release, rows_of(f"{user}'s neighbour", 2), [])
+    assert index.rows_by_collection(user)[f"interests_{release}"] == [7, 7, 7, 7]
+    index.forget([user, "nobody"], [release, "nowhere"], budget_s=BUDGET_S)
+    assert index.rows_by_collection(user)[f"interests_{release}"] == []
+    assert len(index.rows_by_collection(f"{user}'s neighbour")[f"interests_{release}"]) == 2
 
 
 def test_a_missing_collection_is_told(index: InterestIndex) -> None:

@@ -296,7 +296,7 @@ def test_erasure_times_are_dropped_once_no_old_click_can_return(deployment: Depl
     def windows() -> dict[str, Window | None]:
         topic = ClickTopic(deployment.settings)
         try:
-            return {user: window for _, user, window in topic.restore(range(4))}
+            return {user: window for _, user, window, _ in topic.restore(range(4))}
         finally:
             topic.close(timeout_s=5)
 
@@ -305,10 +305,16 @@ def test_erasure_times_are_dropped_once_no_old_click_can_return(deployment: Depl
     deployment.consume_all()
     kept = Window(((T0 + 1, "item-1"),), T0)
     assert windows() == {"u": Window((), T0), "v": kept}
-    settings = deployment.settings
-    deployment.settings = settings.model_copy(
-        update={"worker": settings.worker.model_copy(update={"click_retention_s": 1.0})}
-    )
+
+    def retain(**retention: float) -> None:
+        worker = deployment.settings.worker.model_copy(update=retention)
+        deployment.settings = deployment.settings.model_copy(update={"worker": worker})
+
+    retain(click_retention_s=1.0, dead_letter_retention_s=100 * 365 * 86_400.0)
+    deployment.produce([Click("v", "item-1", T0)])
+    deployment.consume_all()
+    assert windows() == {"u": Window((), T0), "v": kept}, "a dead letter may still be put back"
+    retain(dead_letter_retention_s=1.0)
     with deployment.worker():
         wait_until(lambda: windows() == {"u": None, "v": Window(kept.clicks)}, "expiry")
 

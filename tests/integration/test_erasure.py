@@ -1,0 +1,160 @@
+"""Forgetting a user: in every release, for good, and provably."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from encoder.click import Click
+from encoder.errors import Misconfigured, Unavailable
+from encoder.interest_index import InterestIndex
+from encoder.interests import InterestRows
+from encoder.kafka_client import producer
+from encoder.window import Window, to_wire
+from mindstream.environment import environment_of
+from mindstream.erasure import Traces, find_traces, write_tombstone
+from mindstream.exit_codes import EXIT_DIFFERENT
+from tests.deployment import T0, Deployment
+
+WAIT_S = 30.0
+
+
+def traces(deployment: Deployment, user: str) -> Traces:
+    index = InterestIndex(deployment.settings.milvus)
+    found = find_traces(deployment.settings, index, user)
+    index.close()
+    return found
+
+
+def erase(deployment: Deployment, user: str) -> str:
+    with deployment.worker():
+        return write_tombstone(deployment.settings, user, partition=None, stalled_after_s=WAIT_S)
+
+
+def clicks(user: str, n: int = 4, *, since: int = T0) -> list[Click]:
+    return [Click(user, f"item-{1 + k}", since + k) for k in range(n)]
+
+
+def test_rows_go_from_every_release_and_stay_away(deployment: Deployment) -> None:
+    """Also from those that the worker does not serve; old clicks change nothing; others stay."""
+    first = deployment.release.name
+    deployment.produce(clicks("u") + clicks("v"))
+    deployment.produce_raw([(b"u", b"{broken")])
+    deployment.consume_all()
+    deployment.publish_next(seed=7)
+    deployment.produce(clicks("w"))  # something to wait for, beyond the filling
+    deployment.consume_all()
+    present = traces(deployment, "u")
+    assert sorted(len(rows) for name, rows in present.rows.items() if first in name) == [2, 2]
+    assert not present.absent
+    erase(deployment, "u")
+    deployment.produce(clicks("u"))
+    deployment.consume_all()
+    found = traces(deployment, "u")
+    assert found.absent, found.report()
+    assert not any(found.rows.values())
+    assert [window.clicks for window in found.windows.values()] == [()]
+    assert (found.old_clicks, found.new_clicks, found.dead_letters) == (8, 0, 1)
+    assert sum(map(len, traces(deployment, "v").rows.values())) == 4
+    assert deployment.audit().differences == 0
+    deployment.drop_releases(but=first)
+
+
+def test_a_user_who_comes_back_starts_afresh(deployment: Deployment) -> None:
+    """Clicks from after the erasure are a new beginning, not a trace of the old."""
+    deployment.produce(clicks("u"))
+    deployment.consume_all()
+    erase(deployment, "u")
+    (window,) = traces(deployment, "u").windows.values()
+    deployment.produce(clicks("u", 2, since=window.erased_at_ms + 1))
+    deployment.consume_all()
+    found = traces(deployment, "u")
+    assert found.absent, found.report()
+    assert found.new_clicks == 2
+    assert sum(map(len, found.rows.values())) > 0
+
+
+def test_a_row_that_came_back_is_found(deployment: Deployment) -> None:
+    """The proof looks at the store itself, not at what should be there."""
+    deployment.produce(clicks("u"))
+    deployment.consume_all()
+    index = InterestIndex(deployment.settings.milvus)
+    release = deployment.release.name
+    rows = index.interests(release, ["u"], 3, "Strong")["u"]
+    erase(deployment, "u")
+    assert traces(deployment, "u").absent
+    rows_again = InterestRows(
+        user_ids=[row.user_id for row in rows],
+        slots=np.array([row.slot for row in rows]),
+        weights=np.array([row.weight for row in rows], np.float32),
+        exemplars=[row.exemplar for row in rows],
+        updated_at=np.array([row.updated_at for row in rows]),
+        vectors=np.stack([row.vector for row in rows]),
+    )
+    index.write_interests(release, rows_again, [], budget_s=WAIT_S)
+    index.close()
+    found = traces(deployment, "u")
+    assert not found.absent
+    assert "the user is not forgotten" in found.report()
+
+
+def test_a_window_on_another_partition_is_found(deployment: Deployment) -> None:
+    """Producers with another partitioner: the tombstone missed the clicks, and the proof tells."""
+    erase(deployment, "u")
+    (home,) = traces(deployment, "u").windows
+    client = producer(deployment.settings.kafka)
+    client.send(
+        deployment.settings.kafka.windows_topic,
+        key=b"u",
+        value=to_wire(Window(((T0, "item-1"),))),
+        partition=(home + 1) % deployment.partitions,
+    )
+    client.close()
+    found = traces(deployment, "u")
+    assert not found.absent
+    assert f"window on partition {(home + 1) % deployment.partitions}: 1 clicks" in found.report()
+
+
+def test_without_a_worker_the_tombstone_stays_and_that_is_told(deployment: Deployment) -> None:
+    """It is on the topic, and the next worker applies it."""
+    deployment.produce(clicks("u"))
+    deployment.consume_all()
+    with pytest.raises(Unavailable, match=r"clicks\[\d\] offset \d+ is written, but group"):
+        write_tombstone(deployment.settings, "u", partition=None, stalled_after_s=0.5)
+    assert not traces(deployment, "u").absent
+    deployment.consume_all()
+    assert traces(deployment, "u").absent
+
+
+def test_what_cannot_be_erased_is_told(deployment: Deployment) -> None:
+    """No such partition, or no user id."""
+    with pytest.raises(Misconfigured, match=r"--partition 4: .* has 4 partitions"):
+        write_tombstone(deployment.settings, "u", partition=4, stalled_after_s=WAIT_S)
+    with pytest.raises(Misconfigured, match="is no user id"):
+        write_tombstone(deployment.settings, "", partition=None, stalled_after_s=WAIT_S)
+
+
+def test_the_commands_erase_and_prove(deployment: Deployment) -> None:
+    """`erase --verify` ends with 1 before, and with 0 after `erase`."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mindstream", "erase", *arguments],
+            env={**os.environ, **environment_of(deployment.settings)},
+            capture_output=True,
+            text=True,
+        )
+
+    deployment.produce(clicks("u"))
+    deployment.consume_all()
+    before = run("--verify", "u")
+    assert before.returncode == EXIT_DIFFERENT, before.stderr
+    assert "the user is not forgotten" in before.stdout
+    with deployment.worker():
+        assert run("u").stdout.startswith("erased by "), "it waits for the worker"
+    after = run("--verify", "--json", "u")
+    assert after.returncode == 0, after.stderr
+    assert json.loads(after.stdout)["absent"] is True
