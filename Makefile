@@ -15,10 +15,10 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 UV := $(or $(shell uv --version 2> /dev/null \
 	| awk '{ split($$2, v, "."); exit !(v[1] > 0 || v[2] >= 9) }' && command -v uv),.tools/bin/uv)
 
-.PHONY: help setup demo test lint types format lock clean python
+.PHONY: help setup demo test faults soak lint types audit-dependencies format lock clean python
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: python $(UV) ## Create or update the environment in .venv, as locked
 	$(UV) sync --locked --extra training --python "$(PYTHON)"
@@ -26,8 +26,15 @@ setup: python $(UV) ## Create or update the environment in .venv, as locked
 demo: setup ## Train and replay live clicks on a local broker; options: make demo ARGS='--once --json'
 	@.venv/bin/mindstream demo $(ARGS)
 
-test: setup lint types ## Check everything; options for pytest: make test ARGS='-k window'
+test: setup lint types audit-dependencies ## Check everything; options for pytest: make test ARGS='-k window'
 	.venv/bin/pytest $(ARGS)
+	$(if $(ARGS),,.venv/bin/python -m tests.faults --quick)
+
+faults: setup ## Inject every fault and compare with a plain fold; options: make faults ARGS='--quick --seed 1'
+	@.venv/bin/python -m tests.faults $(ARGS)
+
+soak: setup ## Half an hour of faults near the sustainable rate; options: make soak ARGS='--minutes 5'
+	@.venv/bin/python -m tests.faults.soak $(ARGS)
 
 lint: setup ## Check style and formatting
 	.venv/bin/ruff check
@@ -35,6 +42,9 @@ lint: setup ## Check style and formatting
 
 types: setup ## Check types, strictly
 	.venv/bin/mypy
+
+audit-dependencies: setup ## Fail if a locked dependency has a known vulnerability
+	@.venv/bin/python -m deploy.audit_dependencies --uv $(UV)
 
 format: setup ## Format the code and mend what can be mended
 	.venv/bin/ruff format

@@ -1,0 +1,102 @@
+"""Injects every fault, compares with a plain fold, and reports: `python -m tests.faults`."""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from deploy.local_broker import LocalBroker
+from deploy.local_milvus import LocalMilvusLite
+from tests.faults import (
+    bad_clicks,
+    brokers,
+    crashes,
+    erasures,
+    rebalances,
+    stores,
+    windows,
+    zombies,
+)
+from tests.faults.ground import Fault, Ground, Outcome
+from tests.faults.services import RefusingServer
+
+FAULTS: list[Fault] = [
+    *crashes.FAULTS,
+    *rebalances.FAULTS,
+    *zombies.FAULTS,
+    *brokers.FAULTS,
+    *stores.FAULTS,
+    *bad_clicks.FAULTS,
+    *erasures.FAULTS,
+    *windows.FAULTS,
+    *zombies.EXPERIMENTS,
+]
+_ROW = "{:<44} {:>8} {:>8} {:>6} {:>10} {:>10} {:>8}  {}"
+
+
+def main() -> int:
+    """Run the faults that are asked for; 1 if any did harm."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few minutes' worth")
+    parser.add_argument("--seed", type=int, default=0, help="another draw")
+    parser.add_argument("--only", default="", help="faults whose name contains this")
+    parser.add_argument("--list", action="store_true", help="name the faults and end")
+    options = parser.parse_args()
+    faults = [fault for fault in FAULTS if options.only in fault.name]
+    if options.list:
+        sys.stdout.write("".join(f"{fault.name}\n" for fault in faults))
+        return 0
+    say(f"seed {options.seed}{', quick' if options.quick else ''}")
+    outcomes = []
+    servers: list[RefusingServer] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="mindstream-faults-") as folder,
+        LocalBroker() as broker,
+        LocalMilvusLite() as lite,
+    ):
+        say(_ROW.format("fault", "injected", "clicks", "lost", "duplicated", "wrong rows", "s", ""))
+        for fault in faults:
+            # A seed of its own, so that a fault alone draws what it draws among the others.
+            rng = random.Random(f"{options.seed} {fault.name}")  # noqa: S311  nothing secret
+            began = time.monotonic()
+            with ExitStack() as stack:
+                ground = Ground(broker, lite, Path(folder), rng, options.quick, servers, stack)
+                outcomes.append(fault.run(ground))
+            say(row(fault.name, outcomes[-1], time.monotonic() - began))
+        for server in servers:
+            server.stop()
+    totals = {
+        name: sum(getattr(outcome, name) for outcome in outcomes)
+        for name in ("injected", "clicks", "lost", "duplicated", "wrong_rows")
+    }
+    say(json.dumps(totals))
+    return int(any(totals[name] for name in ("lost", "duplicated", "wrong_rows")))
+
+
+def row(name: str, outcome: Outcome, seconds: float) -> str:
+    """One line of the report, and what was wrong if anything was."""
+    line = _ROW.format(
+        name,
+        outcome.injected,
+        outcome.clicks,
+        outcome.lost,
+        outcome.duplicated,
+        outcome.wrong_rows,
+        f"{seconds:.1f}",
+        outcome.note,
+    )
+    return f"{line}\n  {outcome.audit.report()}" if outcome.audit.differences else line
+
+
+def say(line: str) -> None:
+    """Print at once: it takes long."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

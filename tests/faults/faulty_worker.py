@@ -1,0 +1,98 @@
+"""A worker that meets its fate at a point: `python -m tests.faults.faulty_worker POINT NTH [stop]`.
+
+Without arguments it is a worker like any other. It is killed at the point, or with `stop` stopped
+by SIGSTOP; whoever started it may wake it. With `no-lease` it writes to the store at any time.
+"""
+
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, get_args
+
+from kafka import KafkaProducer
+
+from consumers import worker
+from consumers.click_topic import ClickTopic
+from consumers.takeover import Takeover
+from consumers.update_loop import Step
+from encoder.milvus_store import MilvusStore
+from mindstream import cli
+
+STEPS: tuple[str, ...] = get_args(Step)
+"""Between the steps of the loop."""
+
+WITHIN_STEPS = (
+    "leased",  # the lease was looked at, the write not yet sent
+    "upserted",  # rows are written, stale ones not yet deleted
+    "sent",  # windows are in the transaction, the offsets not yet
+    "offsets",  # the offsets are in it, too, but it is not committed
+    "restoring",  # some windows are read back
+    "restored",
+    "filled",  # a release's rows of one partition are written, but not reported
+    "leaving",  # asked to stop, the last batch done, the group not yet left
+)
+
+NO_LEASE = "no-lease"
+
+
+class Fate:
+    """What happens when a point is reached for the nth time."""
+
+    def __init__(self, point: str, nth: int, number: signal.Signals) -> None:
+        self._point, self._left, self._signal = point, nth, number
+
+    def reach(self, point: str) -> None:
+        """The process is at this point now."""
+        if point == self._point:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), self._signal)
+
+
+def _with_points(fate: Fate) -> None:
+    """Have the parts of a worker tell the fate where they are."""
+
+    def around(owner: Any, name: str, before: str = "", after: str = "") -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            fate.reach(before)
+            result = original(*args, **kwargs)
+            fate.reach(after)
+            return result
+
+        setattr(owner, name, wrapped)
+
+    around(ClickTopic, "lease_left_s", after="leased")
+    around(MilvusStore, "upsert", after="upserted")
+    around(KafkaProducer, "send_offsets_to_transaction", before="sent", after="offsets")
+    around(Takeover, "_restore", after="restored")
+    around(Takeover, "_fill", after="filled")
+    around(ClickTopic, "close", before="leaving")
+    restore = ClickTopic.restore
+
+    def restoring(*args: Any) -> Iterator[Any]:
+        for one in restore(*args):
+            fate.reach("restoring")
+            yield one
+
+    ClickTopic.restore = restoring  # type: ignore[method-assign]
+
+
+def main() -> None:
+    point, nth = (sys.argv[1], int(sys.argv[2])) if len(sys.argv) > 1 else ("", 0)
+    fate = Fate(point, nth, signal.SIGSTOP if "stop" in sys.argv[3:] else signal.SIGKILL)
+    _with_points(fate)
+    if NO_LEASE in sys.argv[3:]:
+        ClickTopic.lease_left_s = lambda self: math.inf  # type: ignore[method-assign]
+    # The command itself, so that signals and exit codes are those of a worker.
+    worker.run_worker = partial(worker.run_worker, after_step=fate.reach)  # type: ignore[assignment]
+    sys.argv = ["mindstream", "worker"]
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
