@@ -16,7 +16,12 @@ from typing import Any, Final, NamedTuple
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import CommitFailedError, KafkaError
+from kafka.errors import (
+    CommitFailedError,
+    FencedInstanceIdError,
+    KafkaError,
+    ProducerFencedError,
+)
 
 from consumers.batch import Record, Rejected
 from consumers.lease import Lease
@@ -31,6 +36,7 @@ from encoder.kafka_client import (
     reader,
     translated,
 )
+from encoder.release_topic import filled_reports
 from encoder.settings import Settings
 from encoder.window import CorruptWindow, Window, to_wire
 from encoder.windows_topic import HOW_TO_REBUILD, Extent, parse_window_record
@@ -43,6 +49,7 @@ class Outdated(Exception):  # noqa: N818
 log = structlog.get_logger()
 
 _LINGER_MS: Final = 5
+_REJOIN_S: Final = 0.2
 _PRODUCER_BATCH_BYTES: Final = 256 * 1024
 
 
@@ -74,12 +81,14 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._change = AssignmentChange()
+        self._revoked: set[int] = set()
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         with self._lock:
             for partition in revoked:
                 self._change.gained.discard(partition.partition)
                 self._change.lost.add(partition.partition)
+                self._revoked.add(partition.partition)
 
     def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
         self.on_partitions_revoked(lost)
@@ -91,6 +100,12 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
     def lost(self) -> set[int]:
         with self._lock:
             return set(self._change.lost)
+
+    def take_revoked(self) -> set[int]:
+        """Those revoked since this was last asked, whether or not they were given back."""
+        with self._lock:
+            revoked, self._revoked = self._revoked, set()
+            return revoked
 
     def take(self) -> AssignmentChange:
         with self._lock:
@@ -105,7 +120,10 @@ class ClickTopic:
         kafka, worker = settings.kafka, settings.worker
         self._kafka = kafka
         self._budget_s = worker.step_budget_s
+        self._stall_s = worker.open_transaction_s
         self._silence_s = worker.max_poll_interval_s
+        self._transaction_timeout_s = worker.transaction_timeout_s
+        self._instance_id = worker.instance_id
         self._lease = Lease(worker.session_timeout_s)
         self._polled_at = self._began_at = time.monotonic()
         self._listener = _Listener()
@@ -157,6 +175,10 @@ class ClickTopic:
         self._held_back = []
         return records, self._listener.take()
 
+    def hold_back(self, records: list[Record]) -> None:
+        """Have the next poll return these, as far as their partitions stay ours until then."""
+        self._held_back = records
+
     def keep_membership(self) -> set[int]:
         """Take part in the group while something else takes long; clicks wait for the next poll.
 
@@ -164,7 +186,10 @@ class ClickTopic:
             Partitions that were lost since the last poll.
         """
         self._consumer.pause(*self._consumer.assignment())
-        self._held_back += self._poll(0)
+        # A poll that waits for nothing never gets to the end of a rebalance.
+        rejoining = self._consumer._coordinator.need_rejoin()
+        polled = self._poll(_REJOIN_S if rejoining else 0)
+        self._held_back += polled  # afterwards, because a poll may take some of them away
         self._consumer.resume(*self._consumer.paused())
         return self._listener.lost()
 
@@ -176,12 +201,12 @@ class ClickTopic:
         return self._lease.left_s(time.monotonic())
 
     def _poll(self, timeout_s: float) -> list[Record]:
-        before, asked_at = self._polled_at, time.monotonic()
-        self._polled_at = asked_at
+        before, self._polled_at = self._polled_at, time.monotonic()
         member = _member(self._membership) if self._membership else None
         with translated("polling clicks", self._kafka):
-            if self._outdated is not None:
-                # Take part in the group, but take no clicks that we could not commit.
+            leased = self._membership is None or self.lease_left_s() > 0
+            if self._outdated is not None or not leased:
+                # Take part in the group, but take no clicks that we could not write or commit.
                 self._consumer.pause(*self._consumer.assignment())
             polled = self._consumer.poll(int(timeout_s * 1000))
             # Kept from now, because kafka-python forgets its membership as soon as it hears that
@@ -192,9 +217,12 @@ class ClickTopic:
                 self._lease.confirm(before)
             if self._outdated is not None and _member(self._membership) != self._outdated:
                 self._outdated = None
+            # Of a partition that was revoked and given back, all is polled anew.
+            revoked = self._listener.take_revoked()
+            self._held_back = [one for one in self._held_back if one.partition not in revoked]
+            self._check_membership()
+            if self._outdated is None and self.lease_left_s() > 0:
                 self._consumer.resume(*self._consumer.paused())
-        if not polled:
-            self._refuse_silence()
         return [
             Record(
                 partition.partition,
@@ -215,7 +243,13 @@ class ClickTopic:
         if heartbeat.last_receive >= sent:
             self._lease.confirm(sent)
 
-    def _refuse_silence(self) -> None:
+    def _check_membership(self) -> None:
+        """See that the group still knows us, or can be expected to."""
+        coordinator = self._consumer._coordinator
+        joined = self._membership.generation_id >= 0 and not coordinator.need_rejoin()
+        if joined and not coordinator._heartbeat_enabled:
+            # All that kafka-python does about a heartbeat that was fenced.
+            raise FencedInstanceIdError("a heartbeat was refused")
         self._note_heartbeat()
         now = time.monotonic()
         silent_s = min(self._lease.unconfirmed_s(now), now - self._began_at)
@@ -268,12 +302,14 @@ class ClickTopic:
         return highwater
 
     def position(self, partition: int) -> int | None:
-        """The next offset to be polled, None where the partition is not ours."""
+        """The next offset to be polled; None where it is not known, or the partition not ours."""
         asked = TopicPartition(self._kafka.clicks_topic, partition)
         if asked not in self._consumer.assignment():
             return None
-        with translated("reading the position", self._kafka):
+        try:
             position: int | None = self._consumer.position(asked, timeout_ms=1000)
+        except KafkaError:  # it has to be asked for, and the broker is away
+            return None
         return position
 
     def restore(self, partitions: Iterable[int]) -> Iterator[RestoredWindow]:
@@ -289,7 +325,7 @@ class ClickTopic:
         topic = self._kafka.windows_topic
         asked = [TopicPartition(topic, partition) for partition in partitions]
         with translated(f"restoring {topic}", self._kafka):
-            for records in read_to_end(self._kafka, asked, timeout_s=self._budget_s):
+            for records in read_to_end(self._kafka, asked, timeout_s=self._stall_s):
                 for record in records:
                     try:
                         user_id, window = parse_window_record(record)
@@ -322,13 +358,54 @@ class ClickTopic:
             Unavailable: not committed within the step's budget. The process must end.
         """
         with translated("committing", self._kafka):
-            try:
-                if self._membership.generation_id < 0 or not self._membership.member_id:
-                    raise CommitFailedError("this worker is no member of the group")
-                _within(self._budget_s, lambda: self._commit(windows, rejected, next_offsets))
-            except CommitFailedError as exc:
-                self._outdated = _member(self._membership)
-                raise Outdated(str(exc)) from exc
+            self._transact(lambda: self._fill_transaction(windows, rejected, next_offsets))
+
+    def report_filled(self, release: str, offsets: dict[int, int]) -> None:
+        """Report that these partitions' interests are in the release's collection.
+
+        In a transaction with their offsets, so that the group's generation fences it like a commit:
+        an owner that was given up must not report what it no longer keeps up to date.
+
+        Args:
+            release: whose collection it is.
+            offsets: partition → next offset to read, which stays as it is.
+
+        Raises:
+            Outdated: as `commit`; and whatever else that raises.
+        """
+
+        def fill() -> None:
+            sent = [
+                self._producer.send(self._kafka.releases_topic, key=key, value=value)
+                for key, value in filled_reports(release, offsets)
+            ]
+            for future in sent:
+                future.get(timeout=self._budget_s)
+            self._send_offsets(offsets)
+
+        if offsets:
+            with translated("reporting filled partitions", self._kafka):
+                self._transact(fill)
+
+    def _transact(self, fill: Callable[[], None]) -> None:
+        began_at = time.monotonic()
+        try:
+            if self._membership.generation_id < 0 or not self._membership.member_id:
+                raise CommitFailedError("this worker is no member of the group")
+            _within(self._budget_s, lambda: self._commit(fill))
+        except CommitFailedError as exc:
+            self._outdated = _member(self._membership)
+            raise Outdated(str(exc)) from exc
+        except ProducerFencedError as exc:
+            taken_s = time.monotonic() - began_at
+            if self._instance_id is None or taken_s > self._transaction_timeout_s:
+                # Nobody took our name; the broker ended a transaction that took too long.
+                raise Unavailable(
+                    f"the broker ended a transaction after {taken_s:.0f} s, which is beyond"
+                    " MINDSTREAM_WORKER__TRANSACTION_TIMEOUT_S"
+                    f" ({self._transaction_timeout_s:g} s): {exc!r}"
+                ) from exc
+            raise
 
     def rewind(self, offsets: dict[int, int]) -> None:
         """Poll again from these offsets, where the partitions are still ours."""
@@ -338,15 +415,10 @@ class ClickTopic:
             if partition in assigned:
                 self._consumer.seek(partition, offset)
 
-    def _commit(
-        self,
-        windows: Iterable[tuple[int, str, Window | None]],
-        rejected: Iterable[Rejected],
-        next_offsets: dict[int, int],
-    ) -> None:
+    def _commit(self, fill: Callable[[], None]) -> None:
         self._producer.begin_transaction()
         try:
-            self._fill_transaction(windows, rejected, next_offsets)
+            fill()
         except (CommitFailedError, Misconfigured):
             self._producer.abort_transaction()
             raise
@@ -376,6 +448,9 @@ class ClickTopic:
             self._extend(future.get(timeout=self._budget_s))
         # Offsets last: the broker checks our generation here, when every window is in its log.
         # Whoever takes over after this point therefore reads these windows or waits for them.
+        self._send_offsets(next_offsets)
+
+    def _send_offsets(self, next_offsets: dict[int, int]) -> None:
         self._producer.send_offsets_to_transaction(
             {
                 TopicPartition(self._kafka.clicks_topic, partition): OffsetAndMetadata(

@@ -89,14 +89,23 @@ def merge_clicks(
         ((timestamp, item),) = clicks
         if timestamp <= erased_before:
             return packed
-        newest = _CLICK.unpack_from(packed, len(packed) - _CLICK.size)[0] if _any(packed) else 0
-        if timestamp > newest:
+        if timestamp > newest_ms(packed):
             surplus = (len(packed) - _FIRST) // _CLICK.size + 1 - length
             kept = packed[_FIRST + max(surplus, 0) * _CLICK.size :]
             return packed[:_FIRST] + kept + _CLICK.pack(timestamp, codes.code(item))
     before = unpack(packed, codes)
     after = merge(before, Window(tuple(clicks), erased_at_ms), length=length)
     return packed if after == before else pack(after, codes)
+
+
+def newest_ms(packed: bytes) -> int:
+    """When the newest click was, in ms; NEVER without any."""
+    return _CLICK.unpack_from(packed, len(packed) - _CLICK.size)[0] if _any(packed) else NEVER
+
+
+def was_erased(packed: bytes) -> bool:
+    """Whether the user was erased, as far as that is remembered."""
+    return not packed.startswith(EMPTY)
 
 
 def without_old_erasure(packed: bytes, *, before_ms: int) -> bytes:

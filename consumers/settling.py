@@ -8,8 +8,9 @@ are noted, and written again when no request of a predecessor can be on its way 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ class Settling:
         """Partitions were taken over now.
 
         Args:
-            recent: partition → users whose window was written within the last `after_s`.
+            recent: partition → users whose window was written a short while ago.
             now: seconds since 1970.
         """
         for partition, user_ids in recent.items():
@@ -47,7 +48,7 @@ class Settling:
             self._partitions[partition] = _Unsettled(due_at, self._records, user_ids)
 
     def drop(self, partition: int) -> None:
-        """The partition was lost, or its users were written again."""
+        """The partition was lost."""
         self._partitions.pop(partition, None)
 
     def add(self, windows: Mapping[int, Iterable[str]], records: Mapping[int, int]) -> None:
@@ -63,7 +64,24 @@ class Settling:
                 unsettled.user_ids.update(windows.get(partition, ()))
                 unsettled.records_left -= count
 
-    def due(self, now: float) -> Iterator[tuple[int, list[str]]]:
-        """Partitions whose users are to be written again now; `drop` them when that is done."""
-        for partition in [p for p, one in self._partitions.items() if one.due_at <= now]:
-            yield partition, sorted(self._partitions[partition].user_ids)
+    def due(self, now: float, *, most: int) -> tuple[int, list[str]] | None:
+        """A partition and some of its users to be written again now; None where there are none.
+
+        Args:
+            now: seconds since 1970.
+            most: users at once.
+        """
+        for partition, one in list(self._partitions.items()):
+            if one.due_at <= now:
+                if one.user_ids:
+                    return partition, sorted(islice(one.user_ids, most))
+                self.drop(partition)
+        return None
+
+    def done(self, partition: int, user_ids: Iterable[str]) -> bool:
+        """These users were written again; tells whether that was the last of the partition."""
+        left = self._partitions[partition].user_ids
+        left.difference_update(user_ids)
+        if not left:
+            self.drop(partition)
+        return not left

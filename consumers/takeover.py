@@ -18,14 +18,13 @@ from consumers.encoding import WindowEncoder
 from consumers.window_store import WindowStore
 from encoder.interest_index import InterestIndex
 from encoder.release import Release
-from encoder.release_topic import read_releases, report_filled, take_back
+from encoder.release_topic import read_releases, take_back
 from encoder.settings import Settings
 from encoder.windows_topic import check_extent, read_extents
 
 log = structlog.get_logger()
 
 _FILL_USERS: Final = 4096
-_RECENT_SESSIONS: Final = 2  # one, and one for clocks that differ
 _RESTORE_STEP: Final = 10_000
 
 
@@ -88,7 +87,9 @@ class Takeover:
         self._progress = progress
         self._stopping = stopping
         self._clock = clock
-        self._session_s = settings.worker.session_timeout_s
+        # A session, one for clocks that differ, and what may keep an owner from settling in time.
+        worker = settings.worker
+        self._recent_s = 2 * worker.session_timeout_s + worker.step_budget_s
 
     def take(self, gained: Iterable[int]) -> Taken:
         """Restore and fill partitions.
@@ -100,7 +101,7 @@ class Takeover:
             Misconfigured: the windows topic lost windows; says how to rebuild them.
         """
         gained = sorted(gained)
-        expired = self._check(gained)
+        offsets, expired = self._check(gained)
         # First withdraw what will no longer be true once we write.
         log = read_releases(self._settings.kafka)
         outdated = {(r, p) for r, p in log.filled if p in gained and r != self._release}
@@ -110,32 +111,38 @@ class Takeover:
         unfilled = [p for p in gained if (self._release, p) not in log.filled]
         filled = sum(self._fill(partition, gained) for partition in unfilled)
         self._keep(gained)
-        report_filled(self._settings.kafka, self._release, unfilled)
+        self._topic.report_filled(self._release, {p: offsets[p] for p in unfilled})
         self._use_when_complete()
         others = [a.release for a in log.announced if a.release != self._release]
         return Taken(unsettled_until, recent, restored, filled, expired, others)
 
-    def _check(self, gained: list[int]) -> int:
-        """Compare both topics with what the group committed; tells how many clicks are missing."""
+    def _check(self, gained: list[int]) -> tuple[dict[int, int], int]:
+        """Compare both topics with what the group committed.
+
+        Returns:
+            Partition → next offset to read, and how many clicks are missing.
+        """
         committed = self._topic.committed(gained)
         extents = read_extents(self._settings.kafka, gained)
         for partition, offset in committed.items():
             topic = self._settings.kafka.windows_topic
             check_extent(topic, partition, offset.metadata, extents[partition])
         self._topic.note_extents(extents)
+        offsets = self._topic.begin_offsets(gained)
         expired = 0
-        for partition, begin in self._topic.begin_offsets(committed).items():
-            unread = begin - committed[partition].offset
+        for partition, at in committed.items():
+            unread = offsets[partition] - at.offset
             if unread > 0:
                 log.error("clicks.expired_unread", partition=partition, clicks=unread)
                 expired += unread
-        return expired
+            offsets[partition] = max(at.offset, offsets[partition])
+        return offsets, expired
 
     def _restore(self, gained: list[int]) -> tuple[int, dict[int, set[str]]]:
         for partition in gained:
             self._store.add_partition(partition)
         count = 0
-        recent_ms = int((self._clock() - _RECENT_SESSIONS * self._session_s) * 1000)
+        recent_ms = int((self._clock() - self._recent_s) * 1000)
         recent: dict[int, set[str]] = {partition: set() for partition in gained}
         for partition, user_id, window, written_at_ms in self._topic.restore(gained):
             self._store.restore(partition, user_id, window)
@@ -182,4 +189,4 @@ class Takeover:
             and log.is_filled(self._release, self._partitions)
             and (in_use is None or in_use.name != self._release)
         ):
-            self._index.use_release(self._release, self._slots)
+            self._index.use_release(self._release, self._slots, lease=self._topic.lease_left_s)

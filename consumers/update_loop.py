@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final, Literal
 
@@ -21,7 +21,7 @@ from consumers.click_topic import AssignmentChange, ClickTopic, Outdated
 from consumers.encoding import Encoded, WindowEncoder
 from consumers.health import Health
 from consumers.metrics import WorkerMetrics
-from consumers.packed_window import EMPTY, unpack, without_old_erasure
+from consumers.packed_window import EMPTY, newest_ms, unpack, was_erased, without_old_erasure
 from consumers.rejected_share import RejectedShare
 from consumers.settling import Settling
 from consumers.takeover import Takeover
@@ -103,6 +103,11 @@ class UpdateLoop:
         # 1. Poll.
         polled, change = self._topic.poll(timeout_s)
         self._health.progress()
+        if change.gained or self._gained:
+            # A takeover polls, too: by its end some of what was polled may no longer be ours.
+            self._topic.hold_back(polled)
+            self._apply(change)
+            return 0
         self._apply(change)
         records = self._held(polled)
         if not records:
@@ -131,7 +136,7 @@ class UpdateLoop:
         # keep the windows.
         try:
             with self._metrics.step.labels("write").time():
-                self._write(encoded, decision)
+                self._write(encoded, decision.erased_users)
             written_at = self._clock()
             self._after_step("written")
             with self._metrics.step.labels("commit").time():
@@ -205,22 +210,27 @@ class UpdateLoop:
         settled = all(
             record.offset >= self._unsettled_until.get(record.partition, 0) for record in records
         )
-        user_ids: list[str] = []
-        packed: list[bytes] = []
-        before: list[bytes] = []
+        changed: dict[str, tuple[bytes, bytes]] = {}  # user → window, window before
         for partition, windows in decision.windows.items():
-            user_ids += windows.keys()
-            packed += windows.values()
-            before += [self._store.packed(partition, user_id) for user_id in windows]
-        return self._encoder.encode(user_ids, packed, before if settled else None)
+            for user_id, window in windows.items():
+                if user_id in changed:
+                    settled = False  # which of the two windows the rows are of is anybody's guess
+                    log.warning("user.on_two_partitions", partition=partition)
+                    if newest_ms(window) < newest_ms(changed[user_id][0]):
+                        continue
+                changed[user_id] = (window, self._store.packed(partition, user_id))
+        packed, before = [one for one, _ in changed.values()], [one for _, one in changed.values()]
+        return self._encoder.encode(list(changed), packed, before if settled else None)
 
-    def _write(self, encoded: Encoded, decision: Decision) -> None:
-        budget_s, lease = self._settings.worker.step_budget_s, self._topic.lease_left_s
+    def _write(self, encoded: Encoded, erased_users: Iterable[str]) -> None:
+        """Write rows, and delete those that other releases have of erased users, in one budget."""
+        began_at, budget_s = time.monotonic(), self._settings.worker.step_budget_s
+        lease = self._topic.lease_left_s
         self._index.write_interests(
             self._release, encoded.rows, encoded.stale_keys, budget_s=budget_s, lease=lease
         )
-        if decision.erased_users:
-            erased = sorted(decision.erased_users)
+        if erased := sorted(erased_users):
+            budget_s -= time.monotonic() - began_at
             self._index.forget(erased, self._other_releases, budget_s=budget_s, lease=lease)
 
     def _commit(self, decision: Decision) -> None:
@@ -238,24 +248,23 @@ class UpdateLoop:
 
     def _around(self, now: float) -> None:
         """What is due between batches."""
-        for partition, user_ids in self._settling.due(now):
-            self._write_again(partition, user_ids)
+        due = self._settling.due(now, most=self._settings.worker.max_batch_clicks)
+        if due is not None:
+            self._write_again(*due)
         if now >= self._expire_at:
             self._expire_at = now + _EXPIRE_EVERY_S
             self._expire_erasures()
         self._summary.log_if_due(now, self._report_lag())
 
     def _write_again(self, partition: int, user_ids: list[str]) -> None:
-        """Write rows over what a predecessor's last write may have left."""
+        """Write rows over what a predecessor's last write may have left, also for the erased."""
         packed = [self._store.packed(partition, user_id) for user_id in user_ids]
         encoded = self._encoder.encode(user_ids, packed, before=None)
-        try:
-            self._write(encoded, Decision())
-        except LeaseRanOut:
-            return  # if the partition stays ours, it stays due
-        self._settling.drop(partition)
-        if user_ids:
-            log.info("partition.settled", partition=partition, users=len(user_ids))
+        erased = [u for u, window in zip(user_ids, packed, strict=True) if was_erased(window)]
+        with suppress(LeaseRanOut):  # if the partition stays ours, they stay due
+            self._write(encoded, erased)
+            if self._settling.done(partition, user_ids):
+                log.info("partition.settled", partition=partition)
 
     def _expire_erasures(self) -> None:
         """Drop erasure times that no click or dead letter still kept can be older than."""

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 from kafka import TopicPartition
 
 from encoder.click import Click, Erasure, RejectedClick, parse_record
 from encoder.kafka_client import admin_client, read_to_end, reader, translated
 from encoder.settings import Settings
-
-_STALL_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,9 @@ def read_click_topic(
     max_future_ms = int(settings.worker.max_future_s * 1000)
     with translated(f"reading {topic}", settings.kafka):
         partitions, start = _partitions(settings, topic, since_ms)
-        for records in read_to_end(settings.kafka, partitions, timeout_s=_STALL_S, start=start):
+        for records in read_to_end(
+            settings.kafka, partitions, timeout_s=settings.worker.open_transaction_s, start=start
+        ):
             parsed: list[Click | Erasure | RejectedRecord] = []
             for record in records:
                 try:

@@ -102,12 +102,17 @@ class InterestIndex:
         found = self._store.get(_POINTER, "key", [_POINTER_KEY], ["release", "slots"], "Strong")
         return ReleaseInUse(found[0]["release"], int(found[0]["slots"])) if found else None
 
-    def use_release(self, release: str, slots: int) -> None:
+    def use_release(self, release: str, slots: int, *, lease: Lease = for_ever) -> None:
         """Point readers at a release: one row changes, so both its collections change at once.
 
         Args:
             release: its collections exist.
             slots: K, the most interests that a user has in it.
+            lease: for how long this process may write.
+
+        Raises:
+            LeaseRanOut: this process may no longer write.
+            Unavailable: the store did not take it.
         """
         self._store.create(
             _POINTER,
@@ -121,7 +126,8 @@ class InterestIndex:
             "slots": [slots],
             "vector": np.ones((1, _POINTER_WIDTH), np.float32),
         }
-        self._store.upsert(_POINTER, row, deadline=time.monotonic() + _WRITE_BUDGET_S)
+        deadline = time.monotonic() + _WRITE_BUDGET_S
+        self._store.upsert(_POINTER, row, deadline=deadline, lease=lease)
 
     # Writes --------------------------------------------------------------------------------
 
@@ -177,13 +183,11 @@ class InterestIndex:
         """
         deadline = time.monotonic() + budget_s
         for release in releases:
-            if self._store.exist(_interests(release)):
-                for start in range(0, len(user_ids), _USERS_AT_ONCE):
-                    some = user_ids[start : start + _USERS_AT_ONCE]
-                    keys = [row["id"] for row in self._rows_of(_interests(release), some)]
-                    self._store.delete(
-                        _interests(release), "id", keys, deadline=deadline, lease=lease
-                    )
+            for start in range(0, len(user_ids), _USERS_AT_ONCE):
+                some = user_ids[start : start + _USERS_AT_ONCE]
+                self._store.delete_where(
+                    _interests(release), "user_id", some, "id", deadline=deadline, lease=lease
+                )
 
     def write_items(
         self, release: str, item_ids: Sequence[str], vectors: NDArray[np.float32]

@@ -36,6 +36,7 @@ _REQUEST_KEYS: Final = 4096
 _REFUSED: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _FIRST_PAUSE_S: Final = 0.02
 _LONGEST_PAUSE_S: Final = 1.0
+_LONGEST_REASON: Final = 300
 
 
 def for_ever() -> float:
@@ -175,6 +176,29 @@ class MilvusStore:
             )
             self._send("Delete", request, f"deleting from {name}", deadline, lease)
 
+    def delete_where(
+        self,
+        name: str,
+        field: str,
+        values: Sequence[str],
+        key: str,
+        *,
+        deadline: float,
+        lease: Lease = for_ever,
+    ) -> None:
+        """Delete the rows whose field has one of these values; an absent collection is no error.
+
+        Reads strongly and deletes by key: what a deletion by condition finds depends on the store.
+        Raises what `upsert` does.
+        """
+
+        def attempt(timeout_s: float) -> None:
+            if self.exist(name):
+                found = [row[key] for row in self.get(name, field, values, [key], "Strong")]
+                self.delete(name, key, found, deadline=time.monotonic() + timeout_s, lease=lease)
+
+        self._until_done(attempt, f"deleting from {name}", deadline, lease)
+
     # Reads ---------------------------------------------------------------------------------
 
     def get(
@@ -282,23 +306,33 @@ class MilvusStore:
         the request is ready, and gRPC gives it up once the lease is over, also when this process
         was stopped meanwhile.
         """
+
+        def attempt(timeout_s: float) -> None:
+            with self._translated(doing):
+                send = getattr(self._handler._stub, method)
+                check_status(send(request, timeout=timeout_s).status)
+
+        self._until_done(attempt, doing, deadline, lease)
+
+    def _until_done(
+        self, attempt: Callable[[float], None], doing: str, deadline: float, lease: Lease
+    ) -> None:
+        """Try until it succeeds; an attempt is told how many seconds it has."""
         pause_s = _FIRST_PAUSE_S
         refusal = "it did not answer"
         while True:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise Unavailable(
-                    f"{doing}: Milvus at {self._settings.uri} did not take it within the step's"
+                    f"{doing}: Milvus at {self._settings.uri} did not do it within the step's"
                     f" budget; last: {refusal}"
                 )
             lease_s = lease()
             if lease_s <= 0:
                 raise LeaseRanOut(doing)
             try:
-                with self._translated(doing):
-                    send = getattr(self._handler._stub, method)
-                    check_status(send(request, timeout=min(left_s, lease_s)).status)
-                    return
+                attempt(min(left_s, lease_s))
+                return
             except Unavailable as exc:
                 refusal = str(exc)
             time.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
@@ -310,7 +344,8 @@ class MilvusStore:
             yield
         except MilvusException as exc:
             raise Unavailable(
-                f"{doing}: Milvus at {self._settings.uri} failed: {exc.message} (code {exc.code})"
+                f"{doing}: Milvus at {self._settings.uri} failed: {_brief(exc.message)}"
+                f" (code {exc.code})"
             ) from exc
         except grpc.RpcError as exc:  # pymilvus lets some of them through as they are
             status, details = exc.code(), exc.details()
@@ -322,6 +357,11 @@ class MilvusStore:
             raise Unavailable(
                 f"{doing}: Milvus at {self._settings.uri} failed: {status.name} {details}"
             ) from exc
+
+
+def _brief(message: object) -> str:
+    """What went wrong, without the filter that may be quoted: it has user ids in it."""
+    return str(message).split(" in [", 1)[0][:_LONGEST_REASON]
 
 
 def _quoted(text: str) -> str:

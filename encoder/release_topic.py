@@ -85,9 +85,9 @@ def announce(settings: KafkaSettings, announcement: Announcement) -> None:
     _write(settings, [(key, announcement.model_dump_json().encode())])
 
 
-def report_filled(settings: KafkaSettings, release: str, partitions: Iterable[int]) -> None:
-    """Report that these partitions' interests are in the release's collection."""
-    _write(settings, [(_filled_key(release, partition), b"{}") for partition in partitions])
+def filled_reports(release: str, partitions: Iterable[int]) -> list[tuple[bytes, bytes]]:
+    """Keys and values that report these partitions' interests to be in a release's collection."""
+    return [(_filled_key(release, partition), b"{}") for partition in partitions]
 
 
 def take_back(settings: KafkaSettings, reports: set[tuple[str, int]]) -> None:

@@ -147,6 +147,11 @@ class WorkerSettings(_Section):
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 9108
 
     @property
+    def open_transaction_s(self) -> float:
+        """How long a transaction whose owner died may hold readers back, at most."""
+        return self.transaction_timeout_s + 30.0  # the broker looks for them now and then
+
+    @property
     def erasure_retention_s(self) -> float:
         """How long an erasure is remembered: beyond any click or dead letter that still exists."""
         # Topics drop whole segments, none of which spans more than the retention.

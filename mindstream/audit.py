@@ -31,7 +31,6 @@ from encoder.window import NEVER, Window, from_wire, window_of
 
 _ENCODE_USERS: Final = 2048
 _EXAMPLES: Final = 5
-_STALL_S: Final = 30.0
 _KEEP_WINDOWS: Final = 8
 
 
@@ -209,7 +208,9 @@ def _stored_windows(settings: Settings) -> dict[str, Window]:
     partitions = [TopicPartition(topic, n) for n in range(check_topics(settings.kafka))]
     stored: dict[str, Window] = {}
     with translated(f"reading {topic}", settings.kafka):
-        for records in read_to_end(settings.kafka, partitions, timeout_s=_STALL_S):
+        for records in read_to_end(
+            settings.kafka, partitions, timeout_s=settings.worker.open_transaction_s
+        ):
             for record in records:
                 if record.value is None:
                     stored.pop(record.key.decode(), None)

@@ -38,7 +38,8 @@ def write_tombstone(
         Where the tombstone is, as topic[partition] offset.
 
     Raises:
-        Misconfigured: that is no user id, or there is no such partition.
+        Misconfigured: that is no user id, there is no such partition, or the user's window is on
+            another one.
         Unavailable: Kafka does not answer, or no worker applies it; it stays on the topic.
     """
     key = _key(user_id)
@@ -58,7 +59,16 @@ def write_tombstone(
     wait_until_committed(
         settings, written.partition, written.offset, stalled_after_s=stalled_after_s
     )
-    return f"{written.topic}[{written.partition}] offset {written.offset}"
+    where = f"{written.topic}[{written.partition}] offset {written.offset}"
+    missed = Traces(user_id)
+    _find_windows(settings, key, missed)
+    for other, window in missed.windows.items():
+        if window.clicks and other != written.partition:
+            raise Misconfigured(
+                f"the user's window is on partition {other}, and the tombstone is {where}:"
+                f" producers do not use Kafka's own partitioner. Erase with --partition {other}"
+            )
+    return where
 
 
 @dataclass(slots=True)
@@ -158,7 +168,9 @@ def _find_windows(settings: Settings, key: bytes, traces: Traces) -> None:
     topic = settings.kafka.windows_topic
     partitions = [TopicPartition(topic, n) for n in range(check_topics(settings.kafka))]
     with translated(f"reading {topic}", settings.kafka):
-        for records in read_to_end(settings.kafka, partitions, timeout_s=_TIMEOUT_S):
+        for records in read_to_end(
+            settings.kafka, partitions, timeout_s=settings.worker.open_transaction_s
+        ):
             for record in records:
                 if record.key != key:
                     continue

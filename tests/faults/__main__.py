@@ -6,6 +6,7 @@ import random
 import sys
 import tempfile
 import time
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from tests.faults import (
     zombies,
 )
 from tests.faults.ground import Fault, Ground, Outcome
-from tests.faults.services import RefusingServer
 
 FAULTS: list[Fault] = [
     *crashes.FAULTS,
@@ -51,30 +51,37 @@ def main() -> int:
         sys.stdout.write("".join(f"{fault.name}\n" for fault in faults))
         return 0
     say(f"seed {options.seed}{', quick' if options.quick else ''}")
-    outcomes = []
-    servers: list[RefusingServer] = []
+    outcomes: list[Outcome] = []
+    failed: list[str] = []
     with (
         tempfile.TemporaryDirectory(prefix="mindstream-faults-") as folder,
         LocalBroker() as broker,
         LocalMilvusLite() as lite,
+        ExitStack() as services,
     ):
         say(_ROW.format("fault", "injected", "clicks", "lost", "duplicated", "wrong rows", "s", ""))
         for fault in faults:
             # A seed of its own, so that a fault alone draws what it draws among the others.
             rng = random.Random(f"{options.seed} {fault.name}")  # noqa: S311  nothing secret
             began = time.monotonic()
-            with ExitStack() as stack:
-                ground = Ground(broker, lite, Path(folder), rng, options.quick, servers, stack)
-                outcomes.append(fault.run(ground))
+            try:
+                with ExitStack() as stack:
+                    ground = Ground(broker, lite, Path(folder), rng, options.quick, services, stack)
+                    outcomes.append(fault.run(ground))
+            except Exception:
+                failed.append(fault.name)
+                say(f"{fault.name} FAILED after {time.monotonic() - began:.1f} s")
+                say(traceback.format_exc())
+                if not broker.running:
+                    broker.start()
+                continue
             say(row(fault.name, outcomes[-1], time.monotonic() - began))
-        for server in servers:
-            server.stop()
-    totals = {
+    totals: dict[str, object] = {
         name: sum(getattr(outcome, name) for outcome in outcomes)
         for name in ("injected", "clicks", "lost", "duplicated", "wrong_rows")
     }
-    say(json.dumps(totals))
-    return int(any(totals[name] for name in ("lost", "duplicated", "wrong_rows")))
+    say(json.dumps(totals | {"failed": failed}))
+    return int(bool(failed) or any(outcome.audit.differences for outcome in outcomes))
 
 
 def row(name: str, outcome: Outcome, seconds: float) -> str:

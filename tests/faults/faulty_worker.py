@@ -66,12 +66,21 @@ def _with_points(fate: Fate) -> None:
 
         setattr(owner, name, wrapped)
 
-    around(ClickTopic, "lease_left_s", after="leased")
     around(MilvusStore, "upsert", after="upserted")
     around(KafkaProducer, "send_offsets_to_transaction", before="sent", after="offsets")
     around(Takeover, "_restore", after="restored")
     around(Takeover, "_fill", after="filled")
     around(ClickTopic, "close", before="leaving")
+    until_done = MilvusStore._until_done
+
+    def leased(store: MilvusStore, attempt: Callable[[float], None], *args: Any) -> None:
+        def reached(timeout_s: float) -> None:
+            fate.reach("leased")
+            attempt(timeout_s)
+
+        until_done(store, reached, *args)
+
+    MilvusStore._until_done = leased  # type: ignore[method-assign]
     restore = ClickTopic.restore
 
     def restoring(*args: Any) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from tests.faults.services import RefusingServer
 from tests.faults.worker import Worker
 
 SESSION_S = 6.0
+_servers: list[RefusingServer] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ class Ground:
         folder: for logs.
         rng: draws what is random.
         quick: whether to take a few minutes' worth only.
-        servers: the Milvus server, once it was asked for.
-        stack: what is started on the way ends with it.
+        services: what the faults share and is started on the way ends with it.
+        stack: what one fault starts on the way ends with it.
     """
 
     broker: LocalBroker
@@ -71,7 +72,7 @@ class Ground:
     folder: Path
     rng: random.Random
     quick: bool
-    servers: list[RefusingServer]
+    services: ExitStack
     stack: ExitStack
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
@@ -89,10 +90,10 @@ class Ground:
 
     def milvus_server(self) -> RefusingServer:
         """A real Milvus server, which the faults share from the first that needs it on."""
-        if not self.servers:
-            self.servers.append(RefusingServer())
-            self.servers[0].start()
-        return self.servers[0]
+        if not _servers:
+            _servers.append(self.services.enter_context(RefusingServer()))
+            self.services.callback(_servers.clear)
+        return _servers[0]
 
     @contextmanager
     def deployment(

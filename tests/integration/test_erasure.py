@@ -105,17 +105,20 @@ def test_a_window_on_another_partition_is_found(deployment: Deployment) -> None:
     """Producers with another partitioner: the tombstone missed the clicks, and the proof tells."""
     erase(deployment, "u")
     (home,) = traces(deployment, "u").windows
+    other = (home + 1) % deployment.partitions
     client = producer(deployment.settings.kafka)
     client.send(
         deployment.settings.kafka.windows_topic,
         key=b"u",
         value=to_wire(Window(((T0, "item-1"),))),
-        partition=(home + 1) % deployment.partitions,
+        partition=other,
     )
     client.close()
     found = traces(deployment, "u")
     assert not found.absent
-    assert f"window on partition {(home + 1) % deployment.partitions}: 1 clicks" in found.report()
+    assert f"window on partition {other}: 1 clicks" in found.report()
+    with pytest.raises(Misconfigured, match=f"Erase with --partition {other}"):
+        erase(deployment, "u")
 
 
 def test_without_a_worker_the_tombstone_stays_and_that_is_told(deployment: Deployment) -> None:

@@ -260,6 +260,49 @@ def test_a_takeover_that_loses_its_partitions_is_abandoned_and_repeated(
     index.close()
 
 
+def test_clicks_held_back_go_with_their_partition(deployment: Deployment) -> None:
+    """What was polled before a partition was lost is not processed after it, nor sought again."""
+    deployment.produce(random_clicks(100))
+    first = ClickTopic(deployment.settings)
+    second: list[ClickTopic] = []
+    try:
+        records: list[Record] = []
+        while {record.partition for record in records} < set(range(4)):
+            polled, _ = first.poll(1.0)
+            records += polled
+        first.hold_back(records)
+        second.append(ClickTopic(deployment.settings))
+        lost: set[int] = set()
+        while not lost:
+            second[0].poll(0.1)
+            lost = first.keep_membership()
+        held, change = first.poll(0.0)
+        assert change.lost == lost
+        assert {record.partition for record in held} == set(range(4)) - lost
+    finally:
+        for topic in (first, *second):
+            topic.close(timeout_s=5)
+
+
+def test_one_user_on_two_partitions_stops_nobody(deployment: Deployment) -> None:
+    """Producers with two partitioners break the contract; the worker goes on, and says so."""
+    client = producer(deployment.settings.kafka)
+    for partition in range(4):
+        key, value = Click("u", f"item-{1 + partition}", T0 + partition).to_record()
+        client.send(
+            deployment.settings.kafka.clicks_topic, key=key, value=value, partition=partition
+        )
+    client.flush()
+    client.close()
+    with structlog.testing.capture_logs() as logs:
+        deployment.consume_all()
+    assert {"user.on_two_partitions"} <= {entry["event"] for entry in logs}
+    index = InterestIndex(deployment.settings.milvus)
+    (interest,) = index.interests(deployment.release.name, ["u"], 3, "Strong")["u"]
+    assert interest.updated_at == T0 + 3, "the newest click's window"
+    index.close()
+
+
 def test_the_largest_click_record_fits_the_dead_letter_topic(deployment: Deployment) -> None:
     """A value of a megabyte is set aside whole, with its headers."""
     client = producer(deployment.settings.kafka)
