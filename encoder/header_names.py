@@ -26,13 +26,16 @@ class _AnyText(bytearray):
 class _TolerantBatch(DefaultRecordBatch):  # type: ignore[misc]  # kafka-python is untyped
     _buffer: bytearray
     _pos: int
+    _tolerant: _AnyText | None = None  # a copy of the batch, made when it is first needed
 
     def _read_msg(self) -> Any:
         start = self._pos
         try:
             return super()._read_msg()
         except UnicodeDecodeError:  # only header names are decoded there
-            strict, self._buffer, self._pos = self._buffer, _AnyText(self._buffer), start
+            if self._tolerant is None:
+                self._tolerant = _AnyText(self._buffer)
+            strict, self._buffer, self._pos = self._buffer, self._tolerant, start
             try:
                 return super()._read_msg()
             finally:

@@ -12,11 +12,10 @@ from deploy.local_broker import LocalBroker
 from deploy.local_milvus import LocalMilvusLite
 from mindstream.audit import Audit
 from tests.deployment import Deployment, deployed
-from tests.faults.services import RefusingServer
+from tests.faults.services import RefusingServer, SharedServers
 from tests.faults.worker import Worker
 
 SESSION_S = 6.0
-_servers: list[RefusingServer] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class Ground:
         folder: for logs.
         rng: draws what is random.
         quick: whether to take a few minutes' worth only.
-        services: what the faults share and is started on the way ends with it.
+        shared: servers that are started when a fault first asks for them.
         stack: what one fault starts on the way ends with it.
     """
 
@@ -72,7 +71,7 @@ class Ground:
     folder: Path
     rng: random.Random
     quick: bool
-    services: ExitStack
+    shared: SharedServers
     stack: ExitStack
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
@@ -90,10 +89,7 @@ class Ground:
 
     def milvus_server(self) -> RefusingServer:
         """A real Milvus server, which the faults share from the first that needs it on."""
-        if not _servers:
-            _servers.append(self.services.enter_context(RefusingServer()))
-            self.services.callback(_servers.clear)
-        return _servers[0]
+        return self.shared.milvus_server()
 
     @contextmanager
     def deployment(

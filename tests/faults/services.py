@@ -2,8 +2,11 @@
 
 import errno
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from deploy.local_milvus import LocalMilvusLite, LocalMilvusServer
 from deploy.local_service import Launch
@@ -22,6 +25,32 @@ class RefusingServer(LocalMilvusServer):
             return launch
         quota = {"QUOTAANDLIMITS_ENABLED": "true", "QUOTAANDLIMITS_LIMITWRITING_FORCEDENY": "true"}
         return replace(launch, environment={**(launch.environment or {}), **quota})
+
+
+class SharedServers:
+    """Servers that several faults use, started when first asked for; they end with the context."""
+
+    def __init__(self) -> None:
+        """Nothing runs yet."""
+        self._stack = ExitStack()
+        self._milvus: RefusingServer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def milvus_server(self) -> RefusingServer:
+        """A real Milvus server."""
+        if self._milvus is None:
+            self._milvus = self._stack.enter_context(RefusingServer())
+        return self._milvus
 
 
 class CrampedLite(LocalMilvusLite):

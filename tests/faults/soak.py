@@ -23,6 +23,7 @@ from encoder.kafka_client import producer
 from mindstream.group import committed_offsets
 from tests.deployment import ITEMS, T0, Deployment
 from tests.faults.ground import Ground
+from tests.faults.services import SharedServers
 from tests.faults.worker import Worker
 
 _PARTITIONS = 8
@@ -264,7 +265,9 @@ def main() -> int:
         ExitStack() as stack,
     ):
         rng = random.Random(options.seed)  # noqa: S311  nothing secret
-        ground = Ground(broker, lite, Path(folder), rng, quick=False, services=stack, stack=stack)
+        ground = Ground(
+            broker, lite, Path(folder), rng, quick=False, shared=SharedServers(), stack=stack
+        )
         report = run(ground, minutes=options.minutes, share=options.share)
     say(json.dumps(report))
     return int(bool(report["failed"]))
