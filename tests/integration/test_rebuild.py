@@ -227,7 +227,7 @@ def test_a_topic_created_again_under_a_worker_ends_it(deployment: Deployment) ->
     finally:
         end([worker])
     assert re.search(
-        rf"Misconfigured: .*windows\[\d\] lost its end.*{REBUILD}", deployment.worker_log()
+        rf"error: .*windows\[\d\] lost its end.*{REBUILD}", deployment.worker_log()
     )
 
 
@@ -331,9 +331,9 @@ def test_the_note_of_a_commit_is_what_the_topic_holds(deployment: Deployment) ->
 def test_what_was_committed_without_a_note_is_taken_and_noted_from_then_on(
     deployment: Deployment,
 ) -> None:
-    """As after an older version; a batch of which every record is rejected is noted as well."""
+    """As after an older version; the takeover notes it, and a batch of rejected records, too."""
     set_offsets(deployment.settings, dict.fromkeys(PARTITIONS, (0, "")))
     deployment.produce_raw([(None, b"no key")])  # on partition 0
     deployment.consume_all()
     found = read_extents(deployment.settings.kafka, PARTITIONS)
-    assert notes(deployment) == {0: found[0].to_metadata(), 1: ""}
+    assert notes(deployment) == {one: found[one].to_metadata() for one in PARTITIONS}
