@@ -17,6 +17,7 @@ from encoder.settings import KafkaSettings
 from encoder.tls import TlsFiles
 
 _POLL_MS = 200
+_LONGEST_RECONNECT_PAUSE_MS: Final = 1_000  # kafka-python's 30 s outlast a broker's restart
 
 MAX_RECORD_BYTES: Final = 16 * 1024 * 1024
 """Largest record we write. A dead letter is the original and its headers, so it must be able to
@@ -33,6 +34,7 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
         "security_protocol": settings.security_protocol,
         "kafka_client": net_client,
+        "reconnect_backoff_max_ms": _LONGEST_RECONNECT_PAUSE_MS,
     }
     if settings.security_protocol.endswith("SSL"):
         # Made here, because kafka-python takes a missing file for a broker that is down.
