@@ -95,10 +95,15 @@ class MilvusStore:
                 schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
                 index = self._client.prepare_index_params()
                 index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
-                self._client.create_collection(
-                    name, schema=schema, index_params=index, timeout=_SETUP_TIMEOUT_S
-                )
-                return
+                try:
+                    self._client.create_collection(
+                        name, schema=schema, index_params=index, timeout=_SETUP_TIMEOUT_S
+                    )
+                    return
+                except MilvusException:
+                    # Somebody else may have created it at the same moment.
+                    if not self._client.has_collection(name, timeout=self._timeout_s):
+                        raise
             self._load(name)
             (stored,) = (f for f in self._schema(name)["fields"] if f["name"] == "vector")
         if int(stored["params"]["dim"]) != width:

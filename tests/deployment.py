@@ -34,7 +34,7 @@ from training.publication import publish
 
 T0 = 1_700_000_000_000
 ITEMS = 60
-DEADLINE_S = 45.0
+DEADLINE_S = 90.0  # of waits that end much sooner unless something is wrong
 
 
 @dataclass

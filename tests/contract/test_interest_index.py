@@ -4,6 +4,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,17 @@ def test_the_pointer_moves_as_one_row(index: InterestIndex, release: str) -> Non
     assert index.release_in_use() == ReleaseInUse(release, SLOTS)
     index.use_release("another", 7)
     assert index.release_in_use() == ReleaseInUse("another", 7)
+
+
+def test_a_release_created_by_several_at_once_is_there_once(index: InterestIndex) -> None:
+    """Workers that complete a release together must not end over it."""
+    name = f"test_{uuid.uuid4().hex[:8]}"
+    with ThreadPoolExecutor(4) as pool:
+        for created in [pool.submit(index.create_release, name, WIDTH) for _ in range(4)]:
+            created.result()
+    write(index, name, rows_of("u", 2), [])
+    assert len(index.interests(name, ["u"], SLOTS, "Strong")["u"]) == 2
+    index.drop_release(name)
 
 
 def test_a_release_of_another_width_is_refused(index: InterestIndex, release: str) -> None:

@@ -10,7 +10,7 @@ from encoder.settings import Settings
 from mindstream.environment import environment_of
 from tests.deployment import wait_until
 
-_END_S = 60.0
+_END_S = 120.0
 
 
 class Worker:

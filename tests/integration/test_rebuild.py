@@ -226,9 +226,7 @@ def test_a_topic_created_again_under_a_worker_ends_it(deployment: Deployment) ->
         assert worker.wait(DEADLINE_S) != 0
     finally:
         end([worker])
-    assert re.search(
-        rf"error: .*windows\[\d\] lost its end.*{REBUILD}", deployment.worker_log()
-    )
+    assert re.search(rf"error: .*windows\[\d\] lost its end.*{REBUILD}", deployment.worker_log())
 
 
 def test_a_rebuild_is_refused_while_a_worker_runs(deployment: Deployment) -> None:
