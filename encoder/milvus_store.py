@@ -30,6 +30,7 @@ Lease = Callable[[], float]
 """For how many seconds the caller may still write; none are left at or below 0."""
 
 _SETUP_TIMEOUT_S: Final = 180.0  # a server takes tens of seconds to create and load a collection
+_CREATION_BUDGET_S: Final = 60.0  # for another attempt to begin
 _PAGE_ROWS: Final = 4096
 _REQUEST_CELLS: Final = 2_000_000  # 8 MB of vectors a request, well below gRPC's limit
 _REQUEST_KEYS: Final = 4096
@@ -86,25 +87,28 @@ class MilvusStore:
         Raises:
             Misconfigured: it exists with vectors of another width.
         """
-        with self._translated(f"creating {name}"):
-            if not self._client.has_collection(name, timeout=self._timeout_s):
-                schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
-                schema.add_field(key[0], DataType.VARCHAR, is_primary=True, max_length=key[1])
-                for field, (kind, parameters) in scalars.items():
-                    schema.add_field(field, kind, **parameters)
-                schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
-                index = self._client.prepare_index_params()
-                index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
-                try:
+        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field(key[0], DataType.VARCHAR, is_primary=True, max_length=key[1])
+        for field, (kind, parameters) in scalars.items():
+            schema.add_field(field, kind, **parameters)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
+        index = self._client.prepare_index_params()
+        index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
+        doing = f"creating {name}"
+
+        def attempt(timeout_s: float) -> None:
+            # Somebody else may create it at the same moment, or have ended half-way.
+            with self._translated(doing):
+                if not self._client.has_collection(name, timeout=self._timeout_s):
                     self._client.create_collection(
                         name, schema=schema, index_params=index, timeout=_SETUP_TIMEOUT_S
                     )
-                    return
-                except MilvusException:
-                    # Somebody else may have created it at the same moment.
-                    if not self._client.has_collection(name, timeout=self._timeout_s):
-                        raise
-            self._load(name)
+                elif not self._client.list_indexes(name, timeout=self._timeout_s):
+                    self._client.create_index(name, index, timeout=_SETUP_TIMEOUT_S)
+                self._load(name)
+
+        self._until_done(attempt, doing, time.monotonic() + _CREATION_BUDGET_S, for_ever)
+        with self._translated(doing):
             (stored,) = (f for f in self._schema(name)["fields"] if f["name"] == "vector")
         if int(stored["params"]["dim"]) != width:
             raise Misconfigured(
