@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
@@ -32,14 +32,13 @@ from encoder.kafka_client import (
     client_config,
     end_offsets,
     producer,
-    read_to_end,
     reader,
     translated,
 )
 from encoder.release_topic import filled_reports
 from encoder.settings import Settings
-from encoder.window import CorruptWindow, Window, to_wire
-from encoder.windows_topic import HOW_TO_REBUILD, Extent, parse_window_record
+from encoder.window import Window, to_wire
+from encoder.windows_topic import HOW_TO_REBUILD, Extent, StoredWindow, read_windows
 
 
 class Outdated(Exception):  # noqa: N818
@@ -59,20 +58,6 @@ class AssignmentChange:
 
     gained: set[int] = field(default_factory=set)
     lost: set[int] = field(default_factory=set)
-
-
-class RestoredWindow(NamedTuple):
-    """A record of the windows topic.
-
-    Attributes:
-        window: None where it was removed.
-        written_at_ms: by the clock of the worker that wrote it.
-    """
-
-    partition: int
-    user_id: str
-    window: Window | None
-    written_at_ms: int
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python is untyped
@@ -312,29 +297,9 @@ class ClickTopic:
             return None
         return position
 
-    def restore(self, partitions: Iterable[int]) -> Iterator[RestoredWindow]:
-        """Windows as committed, in the order they were written.
-
-        Yields:
-            A user once for every time it was written, as far as the topic was not compacted.
-
-        Raises:
-            Misconfigured: a record is no window; names its offset and the way out.
-            Unavailable: Kafka does not answer.
-        """
-        topic = self._kafka.windows_topic
-        asked = [TopicPartition(topic, partition) for partition in partitions]
-        with translated(f"restoring {topic}", self._kafka):
-            for records in read_to_end(self._kafka, asked, timeout_s=self._stall_s):
-                for record in records:
-                    try:
-                        user_id, window = parse_window_record(record)
-                    except CorruptWindow as exc:
-                        raise Misconfigured(
-                            f"{topic}[{record.partition}] at offset {record.offset} is no window:"
-                            f" {exc}. To rebuild the windows from the clicks, {HOW_TO_REBUILD}"
-                        ) from exc
-                    yield RestoredWindow(record.partition, user_id, window, record.timestamp)
+    def restore(self, partitions: Iterable[int]) -> Iterator[StoredWindow]:
+        """Windows as committed, in the order they were written; raises what `read_windows` does."""
+        return read_windows(self._kafka, partitions, timeout_s=self._stall_s)
 
     def commit(
         self,

@@ -234,7 +234,10 @@ class InterestIndex:
         Strongly consistent. For proving that nothing is left of a user.
         """
         return {
-            name: [int(row["updated_at"]) for row in self._rows_of(name, [user_id])]
+            name: [
+                int(row["updated_at"])
+                for row in self._store.get(name, "user_id", [user_id], ["updated_at"], "Strong")
+            ]
             for name in self._store.names()
             if name.startswith(_interests(""))
         }
@@ -284,9 +287,6 @@ class InterestIndex:
         fields = ["item_id", "vector"]
         found = self._store.get(_items(release), "item_id", item_ids, fields, consistency)
         return {row["item_id"]: np.asarray(row["vector"], np.float32) for row in found}
-
-    def _rows_of(self, name: str, user_ids: Sequence[str]) -> list[Row]:
-        return self._store.get(name, "user_id", user_ids, ["id", "updated_at"], "Strong")
 
 
 def _interests(release: str) -> str:

@@ -7,15 +7,15 @@ keeps, as metadata of a partition's offset, the extent that the partition of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from kafka import TopicPartition
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from encoder.errors import Misconfigured
-from encoder.kafka_client import admin_client, reader, translated
+from encoder.kafka_client import admin_client, read_to_end, reader, translated
 from encoder.settings import KafkaSettings
 from encoder.window import CorruptWindow, Window, from_wire
 
@@ -122,6 +122,52 @@ def read_extents(settings: KafkaSettings, partitions: Iterable[int]) -> dict[int
     return {
         one.partition: Extent(str(described["topic_id"]), starts[one], ends[one]) for one in asked
     }
+
+
+class StoredWindow(NamedTuple):
+    """A record of the windows topic.
+
+    Attributes:
+        window: None where it was removed.
+        written_at_ms: by the clock of the worker that wrote it.
+    """
+
+    partition: int
+    user_id: str
+    window: Window | None
+    written_at_ms: int
+
+
+def read_windows(
+    settings: KafkaSettings, partitions: Iterable[int], *, timeout_s: float
+) -> Iterator[StoredWindow]:
+    """Windows as committed, in the order they were written.
+
+    Args:
+        settings: where the topic is.
+        partitions: which of its partitions.
+        timeout_s: the longest wait without any progress.
+
+    Yields:
+        A user once for every time it was written, as far as the topic was not compacted.
+
+    Raises:
+        Misconfigured: a record is no window; names its offset and the way out.
+        Unavailable: Kafka does not answer.
+    """
+    topic = settings.windows_topic
+    asked = [TopicPartition(topic, partition) for partition in partitions]
+    with translated(f"reading {topic}", settings):
+        for records in read_to_end(settings, asked, timeout_s=timeout_s):
+            for record in records:
+                try:
+                    user_id, window = parse_window_record(record)
+                except CorruptWindow as exc:
+                    raise Misconfigured(
+                        f"{topic}[{record.partition}] at offset {record.offset} is no window:"
+                        f" {exc}. To rebuild the windows from the clicks, {HOW_TO_REBUILD}"
+                    ) from exc
+                yield StoredWindow(record.partition, user_id, window, record.timestamp)
 
 
 def parse_window_record(record: Any) -> tuple[str, Window | None]:

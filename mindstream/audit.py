@@ -15,19 +15,18 @@ from itertools import islice
 from typing import Final
 
 import numpy as np
-from kafka import TopicPartition
 
 from encoder.click import Click, Erasure
 from encoder.click_history import RejectedRecord, read_click_topic
 from encoder.dead_letter_topic import DeadLetter, put_back_offsets, read_dead_letters
 from encoder.interest_index import Interest, InterestIndex
 from encoder.interests import ClickColumns, InterestRows, compute_interests, interest_key
-from encoder.kafka_client import read_to_end, translated
 from encoder.mind_encoder import MindEncoder
 from encoder.release import Release
 from encoder.settings import Settings
 from encoder.topics import check_topics
-from encoder.window import NEVER, Window, from_wire, window_of
+from encoder.window import NEVER, Window, window_of
+from encoder.windows_topic import read_windows
 
 _ENCODE_USERS: Final = 2048
 _EXAMPLES: Final = 5
@@ -204,18 +203,11 @@ def _compare_windows(settings: Settings, expected: dict[str, Window], audit: Aud
 
 
 def _stored_windows(settings: Settings) -> dict[str, Window]:
-    topic = settings.kafka.windows_topic
-    partitions = [TopicPartition(topic, n) for n in range(check_topics(settings.kafka))]
+    partitions = range(check_topics(settings.kafka))
+    stall_s = settings.worker.open_transaction_s
     stored: dict[str, Window] = {}
-    with translated(f"reading {topic}", settings.kafka):
-        for records in read_to_end(
-            settings.kafka, partitions, timeout_s=settings.worker.open_transaction_s
-        ):
-            for record in records:
-                if record.value is None:
-                    stored.pop(record.key.decode(), None)
-                else:
-                    stored[record.key.decode()] = from_wire(record.value)
+    for _, user_id, window, _ in read_windows(settings.kafka, partitions, timeout_s=stall_s):
+        stored[user_id] = window or Window()
     return stored
 
 

@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from kafka import TopicPartition
-
 from encoder.click import Click, RejectedClick, parse_user
 from encoder.click_history import RejectedRecord, read_click_topic
 from encoder.dead_letter_topic import DeadLetter, read_dead_letters
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
-from encoder.kafka_client import producer, read_to_end, translated
+from encoder.kafka_client import producer, translated
 from encoder.settings import Settings
 from encoder.topics import check_topics
-from encoder.window import NEVER, Window, from_wire
+from encoder.window import NEVER, Window
+from encoder.windows_topic import read_windows
 from mindstream.group import wait_until_committed
 
 _TIMEOUT_S: Final = 30.0
@@ -61,7 +60,7 @@ def write_tombstone(
     )
     where = f"{written.topic}[{written.partition}] offset {written.offset}"
     missed = Traces(user_id)
-    _find_windows(settings, key, missed)
+    _find_windows(settings, missed)
     for other, window in missed.windows.items():
         if window.clicks and other != written.partition:
             raise Misconfigured(
@@ -157,27 +156,23 @@ def find_traces(settings: Settings, index: InterestIndex, user_id: str) -> Trace
     """
     key = _key(user_id)
     traces = Traces(user_id)
-    _find_windows(settings, key, traces)
+    _find_windows(settings, traces)
     _find_clicks(settings, traces)
     _find_dead_letters(settings, key, traces)
     traces.rows = index.rows_by_collection(user_id)
     return traces
 
 
-def _find_windows(settings: Settings, key: bytes, traces: Traces) -> None:
-    topic = settings.kafka.windows_topic
-    partitions = [TopicPartition(topic, n) for n in range(check_topics(settings.kafka))]
-    with translated(f"reading {topic}", settings.kafka):
-        for records in read_to_end(
-            settings.kafka, partitions, timeout_s=settings.worker.open_transaction_s
-        ):
-            for record in records:
-                if record.key != key:
-                    continue
-                if record.value is None:
-                    traces.windows.pop(record.partition, None)
-                else:
-                    traces.windows[record.partition] = from_wire(record.value)
+def _find_windows(settings: Settings, traces: Traces) -> None:
+    partitions = range(check_topics(settings.kafka))
+    stall_s = settings.worker.open_transaction_s
+    for partition, user_id, window, _ in read_windows(
+        settings.kafka, partitions, timeout_s=stall_s
+    ):
+        if user_id == traces.user_id:
+            traces.windows.pop(partition, None)
+            if window is not None:
+                traces.windows[partition] = window
     for window in traces.windows.values():
         traces.erased_at_ms = max(traces.erased_at_ms, window.erased_at_ms)
 

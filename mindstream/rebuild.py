@@ -31,7 +31,6 @@ from mindstream.windows_log import rewriting
 
 Step = Literal["marked", "appended", "discarded", "withdrawn", "cleaned"]
 
-_STALL_S: Final = 30.0
 _USERS_AT_ONCE: Final = 1000
 _EXAMPLES: Final = 5
 
@@ -177,8 +176,7 @@ def _merged(settings: Settings, partition: int, rebuilt: Rebuilt) -> WindowStore
     kafka, length = settings.kafka, settings.window_length
     store = WindowStore()
     store.add_partition(partition)
-    # A killed worker's transaction is open until it times out.
-    stall_s = settings.worker.transaction_timeout_s + _STALL_S
+    stall_s = settings.worker.open_transaction_s
     with translated("reading windows and clicks", kafka):
         windows = TopicPartition(kafka.windows_topic, partition)
         for records in read_to_end(kafka, [windows], timeout_s=stall_s):

@@ -121,6 +121,18 @@ def test_a_window_on_another_partition_is_found(deployment: Deployment) -> None:
         erase(deployment, "u")
 
 
+def test_a_damaged_windows_topic_is_told(deployment: Deployment) -> None:
+    """Neither the proof nor the audit says anything of windows that cannot be read."""
+    deployment.produce(clicks("u"))
+    deployment.consume_all()
+    client = producer(deployment.settings.kafka)
+    client.send(deployment.settings.kafka.windows_topic, key=b"v", value=b"x", partition=0)
+    client.close()
+    for read in (lambda: traces(deployment, "u"), deployment.audit):
+        with pytest.raises(Misconfigured, match=r"windows\[0\] at offset \d+ is no window"):
+            read()
+
+
 def test_without_a_worker_the_tombstone_stays_and_that_is_told(deployment: Deployment) -> None:
     """It is on the topic, and the next worker applies it."""
     deployment.produce(clicks("u"))
