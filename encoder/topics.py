@@ -9,6 +9,10 @@ from encoder.kafka_client import MAX_RECORD_BYTES, admin_client, translated
 from encoder.settings import KafkaSettings, Settings
 
 _LONGEST_SEGMENT_MS: Final = 7 * 86_400_000
+# The newest segment of a partition is never compacted: whoever takes the partition over reads all
+# that lies there, however often a user was written. Kafka's own default is 1 GiB; a segment must
+# hold the largest record.
+_WINDOWS_SEGMENT_BYTES: Final = MAX_RECORD_BYTES
 
 
 def create_topics(settings: Settings, *, partitions: int, replication: int) -> list[str]:
@@ -29,7 +33,10 @@ def create_topics(settings: Settings, *, partitions: int, replication: int) -> l
     compacted = {"cleanup.policy": "compact"}
     wanted = {
         kafka.clicks_topic: (partitions, clicks),
-        kafka.windows_topic: (partitions, compacted | large),
+        kafka.windows_topic: (
+            partitions,
+            compacted | large | {"segment.bytes": str(_WINDOWS_SEGMENT_BYTES)},
+        ),
         kafka.dead_letters_topic: (1, dead_letters | large),
         kafka.releases_topic: (1, compacted),
     }

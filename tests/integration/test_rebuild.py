@@ -185,6 +185,7 @@ def test_a_corrupt_record_among_windows_is_refused_and_repaired(deployment: Depl
     assert {name: config["value"] for name, config in configs.items()}.keys() == {
         "cleanup.policy",
         "max.message.bytes",
+        "segment.bytes",
     }
     assert configs["cleanup.policy"]["value"] == "compact"
     assert_whole(deployment)
