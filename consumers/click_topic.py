@@ -37,8 +37,7 @@ from encoder.kafka_client import (
 )
 from encoder.release_topic import filled_reports
 from encoder.settings import Settings
-from encoder.window import Window, to_wire
-from encoder.windows_topic import HOW_TO_REBUILD, Extent, StoredWindow, read_windows
+from encoder.windows_topic import HOW_TO_REBUILD, Extent, WindowRecord, read_window_records
 
 
 class Outdated(Exception):  # noqa: N818
@@ -297,20 +296,20 @@ class ClickTopic:
             return None
         return position
 
-    def restore(self, partitions: Iterable[int]) -> Iterator[StoredWindow]:
-        """Windows as committed, in the order they were written; raises what `read_windows` does."""
-        return read_windows(self._kafka, partitions, timeout_s=self._stall_s)
+    def restore(self, partitions: Iterable[int]) -> Iterator[list[WindowRecord]]:
+        """Windows as committed; yields and raises what `read_window_records` does."""
+        return read_window_records(self._kafka, partitions, timeout_s=self._stall_s)
 
     def commit(
         self,
-        windows: Iterable[tuple[int, str, Window | None]],
+        windows: Iterable[tuple[int, str, bytes | None]],
         rejected: Iterable[Rejected],
         next_offsets: dict[int, int],
     ) -> None:
         """Write windows, dead letters and offsets in one transaction.
 
         Args:
-            windows: (partition, user id, window), None to remove.
+            windows: (partition, user id, window in its wire form), None to remove.
             rejected: records for the dead-letter topic.
             next_offsets: partition → next offset to read, for every partition of `windows`:
                 the offsets are what the group's generation fences.
@@ -391,7 +390,7 @@ class ClickTopic:
 
     def _fill_transaction(
         self,
-        windows: Iterable[tuple[int, str, Window | None]],
+        windows: Iterable[tuple[int, str, bytes | None]],
         rejected: Iterable[Rejected],
         next_offsets: dict[int, int],
     ) -> None:
@@ -399,7 +398,7 @@ class ClickTopic:
             self._producer.send(
                 self._kafka.windows_topic,
                 key=user_id.encode(),
-                value=None if window is None else to_wire(window),
+                value=window,
                 partition=partition,
             )
             for partition, user_id, window in windows

@@ -30,41 +30,53 @@ class ItemCodes:
 
     def __init__(self) -> None:
         self._code_of: dict[str, int] = {}
-        self._ids: list[str] = []
+        self._utf8: list[bytes] = []
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._utf8)
 
     def code(self, item_id: str) -> int:
         """The item's code, a new one if the item is new."""
         code = self._code_of.get(item_id)
         if code is None:
-            code = len(self._ids)
+            code = len(self._utf8)
             self._code_of[item_id] = code
-            self._ids.append(item_id)
+            self._utf8.append(item_id.encode())
         return code
 
     def item(self, code: int) -> str:
         """The id of the item with this code."""
-        return self._ids[code]
+        return self._utf8[code].decode()
 
     def items(self, start: int) -> list[str]:
         """The ids with codes from `start` on, in order."""
-        return self._ids[start:]
+        return [one.decode() for one in self._utf8[start:]]
+
+    @property
+    def utf8(self) -> Sequence[bytes]:
+        """The ids in UTF-8, by code."""
+        return self._utf8
 
 
 def pack(window: Window, codes: ItemCodes) -> bytes:
     """Pack a window, numbering its items."""
-    return _ERASED.pack(window.erased_at_ms) + b"".join(
-        _CLICK.pack(timestamp, codes.code(item)) for timestamp, item in window.clicks
-    )
+    return _ERASED.pack(window.erased_at_ms) + _packed_clicks(window.clicks, codes)
 
 
 def unpack(packed: bytes, codes: ItemCodes) -> Window:
     """The window that was packed."""
     (erased_at_ms,) = _ERASED.unpack_from(packed)
-    clicks = _CLICK.iter_unpack(memoryview(packed)[_FIRST:])
-    return Window(tuple((timestamp, codes.item(code)) for timestamp, code in clicks), erased_at_ms)
+    return Window(_clicks(packed, _FIRST, codes), erased_at_ms)
+
+
+def _packed_clicks(clicks: Iterable[tuple[int, str]], codes: ItemCodes) -> bytes:
+    return b"".join([_CLICK.pack(timestamp, codes.code(item)) for timestamp, item in clicks])
+
+
+def _clicks(packed: bytes, start: int, codes: ItemCodes) -> tuple[tuple[int, str], ...]:
+    """The clicks from a position in the bytes on."""
+    clicks = _CLICK.iter_unpack(memoryview(packed)[start:])
+    return tuple([(timestamp, codes.item(code)) for timestamp, code in clicks])
 
 
 def merge_clicks(
@@ -77,25 +89,35 @@ def merge_clicks(
 ) -> bytes:
     """Merge clicks, and an erasure time, into a packed window.
 
-    Equal to `encoder.window.merge` on the unpacked window. A single click newer than all the
-    others, which is what traffic mostly is, is appended without unpacking.
+    Equal to `encoder.window.merge` on the unpacked window, but touches only its end: clicks that
+    are all older than the oldest new one keep their bytes.
 
     Returns:
         The packed window; the very same object where nothing changed.
     """
     (erased_before,) = _ERASED.unpack_from(packed)
-    clicks = list(clicks)
-    if len(clicks) == 1 and erased_at_ms <= erased_before:
-        ((timestamp, item),) = clicks
-        if timestamp <= erased_before:
-            return packed
-        if timestamp > newest_ms(packed):
-            surplus = (len(packed) - _FIRST) // _CLICK.size + 1 - length
-            kept = packed[_FIRST + max(surplus, 0) * _CLICK.size :]
-            return packed[:_FIRST] + kept + _CLICK.pack(timestamp, codes.code(item))
-    before = unpack(packed, codes)
-    after = merge(before, Window(tuple(clicks), erased_at_ms), length=length)
-    return packed if after == before else pack(after, codes)
+    if erased_at_ms > erased_before:
+        before = unpack(packed, codes)
+        return pack(merge(before, Window(tuple(clicks), erased_at_ms), length=length), codes)
+    fresh = [click for click in clicks if click[0] > erased_before]
+    if not fresh:
+        return _newest(packed, length)
+    if len(fresh) > 1:
+        fresh = sorted(set(fresh))
+    # Those before `end` are older than every new click; those after it may have to move.
+    end = len(packed)
+    while end > _FIRST and _CLICK.unpack_from(packed, end - _CLICK.size)[0] >= fresh[0][0]:
+        end -= _CLICK.size
+    if end < len(packed):
+        fresh = sorted({*fresh, *_clicks(packed, end, codes)})
+    after = _newest(packed[:end] + _packed_clicks(fresh[-length:], codes), length)
+    return packed if after == packed else after
+
+
+def _newest(packed: bytes, length: int) -> bytes:
+    """Without the oldest clicks beyond so many."""
+    surplus = (len(packed) - _FIRST) - length * _CLICK.size
+    return packed[:_FIRST] + packed[_FIRST + surplus :] if surplus > 0 else packed
 
 
 def newest_ms(packed: bytes) -> int:

@@ -16,11 +16,12 @@ import structlog
 from consumers.click_topic import ClickTopic, Outdated
 from consumers.encoding import WindowEncoder
 from consumers.window_store import WindowStore
+from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.release import Release
 from encoder.release_topic import read_releases, take_back
 from encoder.settings import Settings
-from encoder.windows_topic import check_extent, read_extents
+from encoder.windows_topic import CorruptWindowRecord, check_extent, read_extents
 
 log = structlog.get_logger()
 
@@ -144,12 +145,18 @@ class Takeover:
         count = 0
         recent_ms = int((self._clock() - self._recent_s) * 1000)
         recent: dict[int, set[str]] = {partition: set() for partition in gained}
-        for partition, user_id, window, written_at_ms in self._topic.restore(gained):
-            self._store.restore(partition, user_id, window)
-            if written_at_ms >= recent_ms:
-                recent[partition].add(user_id)
-            count += 1
-            if count % _RESTORE_STEP == 0:
+        kept_at = 0
+        for records in self._topic.restore(gained):
+            try:
+                self._store.restore(records)
+            except CorruptWindowRecord as exc:
+                raise Misconfigured(exc.advice(self._settings.kafka.windows_topic)) from exc
+            for record in records:
+                if record.written_at_ms >= recent_ms:
+                    recent[record.partition].add(record.user_id)
+            count += len(records)
+            if count >= kept_at + _RESTORE_STEP:
+                kept_at = count
                 self._progress(f"restoring windows: {count}")
                 self._keep(gained)
         return count, recent

@@ -21,15 +21,15 @@ from consumers.click_topic import AssignmentChange, ClickTopic, Outdated
 from consumers.encoding import Encoded, WindowEncoder
 from consumers.health import Health
 from consumers.metrics import WorkerMetrics
-from consumers.packed_window import EMPTY, newest_ms, unpack, was_erased, without_old_erasure
+from consumers.packed_window import newest_ms, was_erased, without_old_erasure
 from consumers.rejected_share import RejectedShare
 from consumers.settling import Settling
 from consumers.takeover import Takeover
 from consumers.window_store import WindowStore
+from consumers.window_wire import to_wires
 from encoder.errors import LeaseRanOut
 from encoder.interest_index import InterestIndex
 from encoder.settings import Settings
-from encoder.window import Window
 
 Step = Literal["polled", "merged", "encoded", "written", "committed"]
 
@@ -234,11 +234,12 @@ class UpdateLoop:
             self._index.forget(erased, self._other_releases, budget_s=budget_s, lease=lease)
 
     def _commit(self, decision: Decision) -> None:
-        codes = self._store.codes
-        windows: list[tuple[int, str, Window | None]] = [
-            (partition, user_id, None if packed == EMPTY else unpack(packed, codes))
+        windows = [
+            (partition, user_id, value)
             for partition, of_partition in decision.windows.items()
-            for user_id, packed in of_partition.items()
+            for user_id, value in zip(
+                of_partition, to_wires(list(of_partition.values()), self._store.codes), strict=True
+            )
         ]
         self._topic.commit(windows, decision.rejected, decision.next_offsets)
         for partition, of_partition in decision.windows.items():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from consumers.packed_window import EMPTY, ItemCodes, pack
-from encoder.window import Window
+from consumers.packed_window import EMPTY, ItemCodes
+from consumers.window_wire import CorruptAt, from_wires
+from encoder.windows_topic import CorruptWindowRecord, WindowRecord
 
 
 class WindowStore:
@@ -27,12 +28,26 @@ class WindowStore:
         """Take a partition over, without windows yet."""
         self._partitions[partition] = {}
 
-    def restore(self, partition: int, user_id: str, window: Window | None) -> None:
-        """Set a user's window as it was last written, None where it was removed."""
-        if window is None:
-            self._partitions[partition].pop(user_id, None)
-        else:
-            self._partitions[partition][user_id] = pack(window, self.codes)
+    def restore(self, records: Sequence[WindowRecord]) -> None:
+        """Set windows as they were written, in the order given.
+
+        Raises:
+            KeyError: a partition is not held.
+            CorruptWindowRecord: one of them is no window, whether or not it was written over.
+        """
+        written = [record for record in records if record.value is not None]
+        values = [record.value for record in written if record.value is not None]
+        try:
+            windows = iter(from_wires(values, self.codes))
+        except CorruptAt as exc:
+            found = written[exc.position]
+            raise CorruptWindowRecord(found.partition, found.offset, str(exc)) from exc
+        for record in records:
+            held = self._partitions[record.partition]
+            if record.value is None:
+                held.pop(record.user_id, None)
+            else:
+                held[record.user_id] = next(windows)
 
     def drop_partition(self, partition: int) -> None:
         """Let a partition go."""

@@ -17,6 +17,7 @@ from encoder.settings import KafkaSettings
 from encoder.tls import TlsFiles
 
 _POLL_MS = 200
+_POLL_RECORDS = 10_000
 _LONGEST_RECONNECT_PAUSE_MS: Final = 1_000  # kafka-python's 30 s outlast a broker's restart
 
 MAX_RECORD_BYTES: Final = 16 * 1024 * 1024
@@ -122,6 +123,7 @@ def reader(settings: KafkaSettings, isolation: str = "read_committed") -> Iterat
         allow_auto_create_topics=False,
         isolation_level=isolation,
         max_partition_fetch_bytes=8 * 1024 * 1024,
+        max_poll_records=_POLL_RECORDS,
     )
     try:
         yield consumer

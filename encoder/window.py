@@ -17,8 +17,9 @@ from typing import Final
 NEVER: Final = 0
 """The erasure time of a user who was never erased. No accepted click is this old."""
 
-_WIRE_VERSION: Final = 1
-_HEADER: Final = struct.Struct("<BqH")
+WIRE_VERSION: Final = 1
+WIRE_HEADER: Final = struct.Struct("<BqH")
+"""Of a window's wire form: version, erasure time in ms, number of clicks."""
 
 
 class CorruptWindow(ValueError):  # noqa: N818
@@ -71,7 +72,7 @@ def to_wire(window: Window) -> bytes:
     items = [item.encode() for _, item in window.clicks]
     return b"".join(
         (
-            _HEADER.pack(_WIRE_VERSION, window.erased_at_ms, n),
+            WIRE_HEADER.pack(WIRE_VERSION, window.erased_at_ms, n),
             struct.pack(f"<{n}q", *(timestamp for timestamp, _ in window.clicks)),
             struct.pack(f"<{n}H", *map(len, items)),
             *items,
@@ -86,12 +87,12 @@ def from_wire(value: bytes) -> Window:
         CorruptWindow: the bytes are not such a window.
     """
     try:
-        version, erased_at_ms, n = _HEADER.unpack_from(value)
-        if version != _WIRE_VERSION:
-            raise CorruptWindow(f"version {version}, this program reads {_WIRE_VERSION}")
-        timestamps = struct.unpack_from(f"<{n}q", value, _HEADER.size)
-        lengths = struct.unpack_from(f"<{n}H", value, _HEADER.size + 8 * n)
-        end = _HEADER.size + 10 * n
+        version, erased_at_ms, n = WIRE_HEADER.unpack_from(value)
+        if version != WIRE_VERSION:
+            raise CorruptWindow(f"version {version}, this program reads {WIRE_VERSION}")
+        timestamps = struct.unpack_from(f"<{n}q", value, WIRE_HEADER.size)
+        lengths = struct.unpack_from(f"<{n}H", value, WIRE_HEADER.size + 8 * n)
+        end = WIRE_HEADER.size + 10 * n
         items = []
         for size in lengths:
             items.append(value[end : end + size].decode())

@@ -124,24 +124,41 @@ def read_extents(settings: KafkaSettings, partitions: Iterable[int]) -> dict[int
     }
 
 
-class StoredWindow(NamedTuple):
-    """A record of the windows topic.
+class CorruptWindowRecord(CorruptWindow):
+    """A record of the windows topic that is no window."""
+
+    def __init__(self, partition: int, offset: int, why: str) -> None:
+        super().__init__(why)
+        self.partition = partition
+        self.offset = offset
+
+    def advice(self, topic: str) -> str:
+        """Which record it is, and what to do about it."""
+        return (
+            f"{topic}[{self.partition}] at offset {self.offset} is no window: {self}."
+            f" To rebuild the windows from the clicks, {HOW_TO_REBUILD}"
+        )
+
+
+class WindowRecord(NamedTuple):
+    """A record of the windows topic as it lies there.
 
     Attributes:
-        window: None where it was removed.
+        value: the window's wire form; None where it was removed.
         written_at_ms: by the clock of the worker that wrote it.
     """
 
     partition: int
+    offset: int
     user_id: str
-    window: Window | None
+    value: bytes | None
     written_at_ms: int
 
 
-def read_windows(
+def read_window_records(
     settings: KafkaSettings, partitions: Iterable[int], *, timeout_s: float
-) -> Iterator[StoredWindow]:
-    """Windows as committed, in the order they were written.
+) -> Iterator[list[WindowRecord]]:
+    """What the windows topic holds of some partitions, in the order it was written there.
 
     Args:
         settings: where the topic is.
@@ -149,37 +166,65 @@ def read_windows(
         timeout_s: the longest wait without any progress.
 
     Yields:
-        A user once for every time it was written, as far as the topic was not compacted.
+        Records of one partition. A user comes once for every time it was written, as far as the
+        topic was not compacted.
 
     Raises:
-        Misconfigured: a record is no window; names its offset and the way out.
+        Misconfigured: a record has no user; names its offset and the way out.
         Unavailable: Kafka does not answer.
     """
     topic = settings.windows_topic
     asked = [TopicPartition(topic, partition) for partition in partitions]
     with translated(f"reading {topic}", settings):
         for records in read_to_end(settings, asked, timeout_s=timeout_s):
-            for record in records:
-                try:
-                    user_id, window = parse_window_record(record)
-                except CorruptWindow as exc:
-                    raise Misconfigured(
-                        f"{topic}[{record.partition}] at offset {record.offset} is no window:"
-                        f" {exc}. To rebuild the windows from the clicks, {HOW_TO_REBUILD}"
-                    ) from exc
-                yield StoredWindow(record.partition, user_id, window, record.timestamp)
+            try:
+                yield [
+                    WindowRecord(one.partition, one.offset, _user(one), one.value, one.timestamp)
+                    for one in records
+                ]
+            except CorruptWindowRecord as exc:
+                raise Misconfigured(exc.advice(topic)) from exc
+
+
+def read_windows(
+    settings: KafkaSettings, partitions: Iterable[int], *, timeout_s: float
+) -> Iterator[tuple[int, str, Window | None]]:
+    """The newest window of each user of some partitions: (partition, user id, window).
+
+    A window is None where it was removed. Takes and raises what `read_window_records` does, and
+    Misconfigured also where what counts of a user is no window.
+    """
+    newest: dict[tuple[int, str], WindowRecord] = {}
+    for records in read_window_records(settings, partitions, timeout_s=timeout_s):
+        newest.update(((record.partition, record.user_id), record) for record in records)
+    for (partition, user_id), record in newest.items():
+        try:
+            yield partition, user_id, _window(record)
+        except CorruptWindowRecord as exc:
+            raise Misconfigured(exc.advice(settings.windows_topic)) from exc
+
+
+def _window(record: Any) -> Window | None:
+    try:
+        return None if record.value is None else from_wire(record.value)
+    except CorruptWindow as exc:
+        raise CorruptWindowRecord(record.partition, record.offset, str(exc)) from exc
 
 
 def parse_window_record(record: Any) -> tuple[str, Window | None]:
     """The user and the window of a record of the windows topic, None where it was removed.
 
     Raises:
-        CorruptWindow: it is no such record.
+        CorruptWindowRecord: it is no such record.
     """
+    return _user(record), _window(record)
+
+
+def _user(record: Any) -> str:
     if record.key is None:
-        raise CorruptWindow("no key")
+        raise CorruptWindowRecord(record.partition, record.offset, "no key")
     try:
         user_id: str = record.key.decode()
     except UnicodeDecodeError as exc:
-        raise CorruptWindow(f"key: {exc}") from exc
-    return user_id, None if record.value is None else from_wire(record.value)
+        raise CorruptWindowRecord(record.partition, record.offset, f"key: {exc}") from exc
+    return user_id

@@ -206,7 +206,7 @@ def _stored_windows(settings: Settings) -> dict[str, Window]:
     partitions = range(check_topics(settings.kafka))
     stall_s = settings.worker.open_transaction_s
     stored: dict[str, Window] = {}
-    for _, user_id, window, _ in read_windows(settings.kafka, partitions, timeout_s=stall_s):
+    for _, user_id, window in read_windows(settings.kafka, partitions, timeout_s=stall_s):
         stored[user_id] = window or Window()
     return stored
 

@@ -166,9 +166,7 @@ def find_traces(settings: Settings, index: InterestIndex, user_id: str) -> Trace
 def _find_windows(settings: Settings, traces: Traces) -> None:
     partitions = range(check_topics(settings.kafka))
     stall_s = settings.worker.open_transaction_s
-    for partition, user_id, window, _ in read_windows(
-        settings.kafka, partitions, timeout_s=stall_s
-    ):
+    for partition, user_id, window in read_windows(settings.kafka, partitions, timeout_s=stall_s):
         if user_id == traces.user_id:
             traces.windows.pop(partition, None)
             if window is not None:

@@ -18,6 +18,7 @@ from typing import Final, Literal
 from kafka import TopicPartition
 
 from consumers.batch import Record, decide
+from consumers.packed_window import EMPTY, pack
 from consumers.window_store import WindowStore
 from encoder.interest_index import InterestIndex
 from encoder.kafka_client import read_to_end, reader, translated
@@ -186,7 +187,8 @@ def _merged(settings: Settings, partition: int, rebuilt: Rebuilt) -> WindowStore
                 except CorruptWindow:
                     rebuilt.corrupt.append((partition, record.offset))
                     continue
-                store.restore(partition, user_id, window)
+                packed = EMPTY if window is None else pack(window, store.codes)
+                store.put(partition, {user_id: packed})
         rebuilt.kept += len(store)
         clicks = TopicPartition(kafka.clicks_topic, partition)
         for records in read_to_end(kafka, [clicks], timeout_s=stall_s):

@@ -12,12 +12,11 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import AlterConfigOp, ConfigResource, ConfigResourceType
 from kafka.errors import PolicyViolationError
 
-from consumers.packed_window import unpack
 from consumers.window_store import WindowStore
+from consumers.window_wire import to_wires
 from encoder.errors import Misconfigured
 from encoder.kafka_client import admin_client, producer, translated
 from encoder.settings import Settings
-from encoder.window import to_wire
 from encoder.windows_topic import read_extents
 
 _WINDOWS_AT_ONCE: Final = 10_000
@@ -56,14 +55,12 @@ class WindowsLog:
         users = store.users(partition)
         with translated(f"writing {topic}", self._settings.kafka):
             while some := list(islice(users, _WINDOWS_AT_ONCE)):
+                user_ids, packed = zip(*some, strict=True)
                 sent = [
                     self._producer.send(
-                        topic,
-                        key=user_id.encode(),
-                        value=to_wire(unpack(packed, store.codes)),
-                        partition=partition,
+                        topic, key=user_id.encode(), value=value, partition=partition
                     )
-                    for user_id, packed in some
+                    for user_id, value in zip(user_ids, to_wires(packed, store.codes), strict=True)
                 ]
                 self._producer.flush(timeout=budget_s)
                 for future in sent:

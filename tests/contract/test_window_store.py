@@ -14,7 +14,8 @@ from consumers.window_store import WindowStore
 from deploy.local_broker import LocalBroker
 from encoder.settings import Settings, load_settings
 from encoder.topics import create_topics
-from encoder.window import Window, window_of
+from encoder.window import Window, to_wire, window_of
+from encoder.windows_topic import WindowRecord
 from tests.deployment import wait_until
 
 PARTITIONS = 3
@@ -61,11 +62,11 @@ class WindowStoreMachine(RuleBasedStateMachine):
     )
     def restore(self, partition: int, user: str, window: Window | None) -> None:
         if partition in self.model:
-            self.store.restore(partition, user, window)
+            self.store.restore(_records(partition, user, window))
             self._set(partition, user, window)
         else:
             with pytest.raises(KeyError):
-                self.store.restore(partition, user, window)
+                self.store.restore(_records(partition, user, window))
 
     @rule(partition=partitions, changed=st.dictionaries(users, windows()))
     def put(self, partition: int, changed: dict[str, Window]) -> None:
@@ -97,6 +98,15 @@ class WindowStoreMachine(RuleBasedStateMachine):
                 packed = self.store.packed(partition, user)
                 assert (packed == EMPTY) == (user not in held)
                 assert unpack(packed, codes) == held.get(user, Window())
+
+
+def _records(partition: int, user: str, window: Window | None) -> list[WindowRecord]:
+    """Of one user: the last one counts."""
+    older = Window(((60, "older"),))
+    return [
+        WindowRecord(partition, offset, user, None if one is None else to_wire(one), 0)
+        for offset, one in enumerate((older, window))
+    ]
 
 
 TestWindowStore = WindowStoreMachine.TestCase
@@ -140,8 +150,8 @@ def restored(topic: ClickTopic, only: set[int]) -> WindowStore:
     store = WindowStore()
     for partition in only:
         store.add_partition(partition)
-    for partition, user, window, _ in topic.restore(only):
-        store.restore(partition, user, window)
+    for records in topic.restore(only):
+        store.restore(records)
     return store
 
 
@@ -165,7 +175,10 @@ def test_what_is_committed_is_restored_and_what_is_removed_is_absent(topic: Clic
     expected = {key: window for key, window in (first | second).items() if window is not None}
     for windows_put in (first, second):
         topic.commit(
-            [(partition, user, window) for (partition, user), window in windows_put.items()],
+            [
+                (partition, user, None if window is None else to_wire(window))
+                for (partition, user), window in windows_put.items()
+            ],
             [],
             dict.fromkeys(range(PARTITIONS), 0),
         )

@@ -33,6 +33,7 @@ _MEASURE_S = 20.0
 _FAULT_EVERY_S = 60.0  # what piled up meanwhile is worked off with the rest of the rate
 _QUIET_S = 90.0  # without faults, at the end
 _SAMPLE_EVERY_S = 5.0
+_REPORT_EVERY_SAMPLES = 12
 _TICK_S = 0.05
 _MOST_LAG_S = 5.0
 _MOST_GROWTH = 0.1  # of a worker's memory
@@ -132,6 +133,11 @@ class Soak:
             pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
             self.memory[name].append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
 
+    def line(self, seconds: float, produced: int) -> str:
+        """Where it stands: lag and the newest sample of memory."""
+        memory = ", ".join(f"{name} {values[-1]:.0f} MB" for name, values in self.memory.items())
+        return f"  {seconds / 60:5.1f} min: {self.lag(produced):>9,} clicks behind; {memory}"
+
     def inject(self) -> None:
         """One fault, drawn."""
         faults = {
@@ -198,6 +204,8 @@ def run(ground: Ground, *, minutes: float, share: float) -> dict[str, object]:
             following = started + _FAULT_EVERY_S
             while time.monotonic() < over:
                 soak.sample()
+                if len(soak.memory["worker"]) % _REPORT_EVERY_SAMPLES == 0:
+                    say(soak.line(time.monotonic() - started, clicks.produced))
                 if following <= time.monotonic() < over - _QUIET_S:
                     soak.inject()
                     following = time.monotonic() + _FAULT_EVERY_S

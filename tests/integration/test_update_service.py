@@ -18,9 +18,10 @@ from encoder.interest_index import InterestIndex, ReleaseInUse
 from encoder.kafka_client import admin_client, producer
 from encoder.release_topic import read_releases
 from encoder.topics import check_topics, create_topics
-from encoder.window import Window
+from encoder.window import Window, to_wire
+from encoder.windows_topic import read_windows
 from lookup import Lookup, UnknownItem
-from tests.deployment import T0, Deployment, end, random_clicks, wait_until
+from tests.deployment import DEADLINE_S, T0, Deployment, end, random_clicks, wait_until
 
 
 def assert_store_is_the_fold(deployment: Deployment) -> None:
@@ -221,10 +222,10 @@ def test_a_worker_that_has_forgotten_its_membership_cannot_commit(deployment: De
             remove_members(admin, deployment.settings.worker.group_id)
         wait_until(lambda: topic._consumer.group_metadata().generation_id < 0, "a heartbeat")
         (record,) = records
-        window = Window(((T0, "item-1"),))
+        window = to_wire(Window(((T0, "item-1"),)))
         with pytest.raises(Outdated):
             topic.commit([(record.partition, "u", window)], [], {record.partition: 1})
-        assert list(topic.restore(range(4))) == []
+        assert not any(topic.restore(range(4)))
     finally:
         topic.close(timeout_s=5)
 
@@ -337,11 +338,8 @@ def test_erasure_times_are_dropped_once_no_old_click_can_return(deployment: Depl
     """Afterwards nothing is left of the user, not even on the windows topic."""
 
     def windows() -> dict[str, Window | None]:
-        topic = ClickTopic(deployment.settings)
-        try:
-            return {user: window for _, user, window, _ in topic.restore(range(4))}
-        finally:
-            topic.close(timeout_s=5)
+        kafka = deployment.settings.kafka
+        return {user: one for _, user, one in read_windows(kafka, range(4), timeout_s=DEADLINE_S)}
 
     deployment.produce([Click("v", "item-1", T0 + 1)])
     deployment.produce_raw([(b"u", None), (b"v", None)], timestamp_ms=T0)

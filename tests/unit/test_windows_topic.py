@@ -5,8 +5,14 @@ from types import SimpleNamespace
 import pytest
 
 from encoder.errors import Misconfigured
-from encoder.window import CorruptWindow, Window, to_wire
-from encoder.windows_topic import REBUILDING, Extent, check_extent, parse_window_record
+from encoder.window import Window, to_wire
+from encoder.windows_topic import (
+    REBUILDING,
+    CorruptWindowRecord,
+    Extent,
+    check_extent,
+    parse_window_record,
+)
 
 NOTED = Extent("id-1", 5, 80)
 
@@ -55,8 +61,15 @@ def test_a_note_that_says_no_extent_is_refused(metadata: str, why: str) -> None:
 def test_records_are_windows_removals_or_corrupt() -> None:
     """A record without a readable key or value is never taken for a window."""
     window = Window(((1, "x"),))
-    assert parse_window_record(SimpleNamespace(key=b"u", value=to_wire(window))) == ("u", window)
-    assert parse_window_record(SimpleNamespace(key=b"u", value=None)) == ("u", None)
+    assert parse_window_record(_record(b"u", to_wire(window))) == ("u", window)
+    assert parse_window_record(_record(b"u", None)) == ("u", None)
     for key, value in ((None, None), (b"\xff", None), (b"u", b""), (b"u", b"\x02")):
-        with pytest.raises(CorruptWindow):
-            parse_window_record(SimpleNamespace(key=key, value=value))
+        with pytest.raises(CorruptWindowRecord) as raised:
+            parse_window_record(_record(key, value))
+        advice = raised.value.advice("w")
+        assert advice.startswith("w[3] at offset 7 is no window: ")
+        assert "mindstream rebuild" in advice
+
+
+def _record(key: bytes | None, value: bytes | None) -> SimpleNamespace:
+    return SimpleNamespace(partition=3, offset=7, key=key, value=value)
