@@ -20,6 +20,7 @@ from consumers.batch import Decision, Record, decide
 from consumers.click_topic import AssignmentChange, ClickTopic, Outdated
 from consumers.encoding import Encoded, WindowEncoder
 from consumers.health import Health
+from consumers.memory import give_back
 from consumers.metrics import WorkerMetrics
 from consumers.packed_window import newest_ms, was_erased, without_old_erasure
 from consumers.rejected_share import RejectedShare
@@ -177,6 +178,7 @@ class UpdateLoop:
                     self._store.drop_partition(partition)
                 log.warning("takeover.abandoned", reason=repr(exc))
                 return
+            give_back()
             self._unsettled_until |= taken.unsettled_until
             self._settling.take(taken.recent, self._clock())
             self._other_releases = taken.other_releases

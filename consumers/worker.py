@@ -13,6 +13,7 @@ import structlog
 from consumers.click_topic import ClickTopic
 from consumers.encoding import WindowEncoder
 from consumers.health import Health, HealthServer
+from consumers.memory import bound_heaps
 from consumers.metrics import WorkerMetrics
 from consumers.takeover import Takeover
 from consumers.update_loop import Step, UpdateLoop
@@ -44,6 +45,7 @@ def run_worker(
         Misconfigured: names the setting, topic, file or collection at fault.
         Unavailable: a step's budget is spent; nothing uncommitted is lost.
     """
+    bound_heaps()
     metrics = WorkerMetrics()
     health = Health(stalled_after_s=settings.worker.max_poll_interval_s)
     server = HealthServer(
