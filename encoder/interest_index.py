@@ -157,10 +157,10 @@ class InterestIndex:
         columns = {
             "id": rows.keys,
             "user_id": rows.user_ids,
-            "slot": rows.slots.tolist(),
-            "weight": rows.weights.tolist(),
+            "slot": rows.slots,
+            "weight": rows.weights,
             "exemplar": rows.exemplars,
-            "updated_at": rows.updated_at.tolist(),
+            "updated_at": rows.updated_at,
             "vector": rows.vectors,
         }
         name = _interests(release)

@@ -22,6 +22,7 @@ from pymilvus.exceptions import MilvusException
 
 from encoder.errors import LeaseRanOut, Misconfigured, Unavailable
 from encoder.milvus_client import milvus_client
+from encoder.milvus_request import upsert_request
 from encoder.settings import MilvusSettings
 
 Consistency = Literal["Strong", "Bounded", "Session", "Eventually"]
@@ -141,7 +142,7 @@ class MilvusStore:
 
         Args:
             name: of the collection.
-            columns: a value per row for every field; `vector` is float32 (n, D).
+            columns: a value per row for every field, numbers as arrays; `vector` is float32 (n, D).
             deadline: of time.monotonic, for all of it, retries included.
             lease: asked before every request is sent.
 
@@ -157,15 +158,7 @@ class MilvusStore:
             fields = self._schema(name)["fields"]
         step = max(1, _REQUEST_CELLS // vectors.shape[1])
         for start in range(0, len(vectors), step):
-            entities = [
-                {
-                    "name": field["name"],
-                    "type": field["type"],
-                    "values": columns[field["name"]][start : start + step],
-                }
-                for field in fields
-            ]
-            request = Prepare.batch_upsert_param(name, entities, "", fields)
+            request = upsert_request(name, fields, columns, slice(start, start + step))
             self._send("Upsert", request, doing, deadline, lease)
 
     def delete(

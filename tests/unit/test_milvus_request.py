@@ -1,0 +1,59 @@
+"""Requests that we fill are those that pymilvus would send."""
+
+import numpy as np
+import pytest
+from pymilvus import DataType
+from pymilvus.client.prepare import Prepare
+
+from encoder.milvus_request import upsert_request
+
+FIELDS = [
+    {"name": "id", "type": DataType.VARCHAR, "params": {"max_length": 64}, "is_primary": True},
+    {"name": "slot", "type": DataType.INT64, "params": {}},
+    {"name": "weight", "type": DataType.FLOAT, "params": {}},
+    {"name": "vector", "type": DataType.FLOAT_VECTOR, "params": {"dim": 7}},
+]
+
+
+def columns(rows: int) -> dict[str, object]:
+    rng = np.random.default_rng(rows)
+    return {
+        "id": [f"é{row}" for row in range(rows)],
+        "slot": rng.integers(-5, 1 << 40, rows),
+        "weight": rng.random(rows, np.float32),
+        "vector": rng.standard_normal((rows, 7), np.float32),
+    }
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5, 40, 900])
+@pytest.mark.parametrize("of", [slice(0, 1000), slice(1, 3), slice(0, 1)])
+def test_the_message_is_pymilvus_own(rows: int, of: slice) -> None:
+    """For lengths of one, two and three bytes."""
+    given = columns(rows)
+    entities = [
+        {"name": f["name"], "type": f["type"], "values": given[str(f["name"])][of]}  # type: ignore[index]
+        for f in FIELDS
+    ]
+    if not len(entities[0]["values"]):  # type: ignore[arg-type]
+        return
+    expected = Prepare.batch_upsert_param("c", entities, "", FIELDS)
+    assert upsert_request("c", FIELDS, given, of) == expected
+
+
+def test_vectors_that_are_not_contiguous_are_written_as_they_read() -> None:
+    """A transposed or strided array is no trap."""
+    given = columns(4)
+    vectors = np.asarray(given["vector"])
+    strided = {**given, "vector": np.asfortranarray(vectors)}
+    everything = slice(0, 4)
+    assert upsert_request("c", FIELDS, strided, everything) == upsert_request(
+        "c", FIELDS, given, everything
+    )
+
+
+def test_another_type_is_refused() -> None:
+    """Instead of sending nothing for it."""
+    with pytest.raises(TypeError, match="field flag"):
+        upsert_request(
+            "c", [{"name": "flag", "type": DataType.BOOL}], {"flag": [True]}, slice(0, 1)
+        )
