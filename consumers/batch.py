@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from consumers.packed_window import merge_clicks
 from consumers.window_store import WindowStore
-from encoder.click import Erasure, RejectedClick, parse_record
+from encoder.click import Click, RejectedClick, parse_record
 from encoder.window import NEVER
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record of the clicks topic, as it lay there.
 
     Attributes:
@@ -64,14 +64,6 @@ class Decision:
         return sum(map(len, self.windows.values()))
 
 
-@dataclass(slots=True)
-class _Asked:
-    """What a batch asks of one user's window."""
-
-    clicks: list[tuple[int, str]] = field(default_factory=list)
-    erased_at_ms: int = NEVER
-
-
 def decide(
     records: Iterable[Record], store: WindowStore, *, window_length: int, max_future_ms: int
 ) -> Decision:
@@ -86,12 +78,13 @@ def decide(
         max_future_ms: see `encoder.click.parse_record`.
     """
     decision = Decision()
-    asked: dict[tuple[int, str], _Asked] = {}
+    clicks: dict[int, dict[str, list[tuple[int, str]]]] = {}  # by partition and user
+    erased_at_ms: dict[tuple[int, str], int] = {}
     for record in records:
+        partition = record.partition
         following = record.offset + 1
-        decision.next_offsets[record.partition] = max(
-            following, decision.next_offsets.get(record.partition, 0)
-        )
+        if following > decision.next_offsets.get(partition, 0):
+            decision.next_offsets[partition] = following
         try:
             event = parse_record(
                 record.key, record.value, record.timestamp_ms, max_future_ms=max_future_ms
@@ -99,23 +92,24 @@ def decide(
         except RejectedClick as exc:
             decision.rejected.append(Rejected(record, exc.reason, exc.detail))
             continue
-        of_user = asked.setdefault((record.partition, event.user_id), _Asked())
-        if isinstance(event, Erasure):
-            of_user.erased_at_ms = max(of_user.erased_at_ms, event.up_to_ms)
+        of_user = clicks.setdefault(partition, {}).setdefault(event.user_id, [])
+        if isinstance(event, Click):
+            of_user.append((event.timestamp_ms, event.item_id))
+            decision.clicks += 1
+        else:
+            at = (partition, event.user_id)
+            erased_at_ms[at] = max(erased_at_ms.get(at, NEVER), event.up_to_ms)
             decision.erasures += 1
             decision.erased_users.add(event.user_id)
-        else:
-            of_user.clicks.append((event.timestamp_ms, event.item_id))
-            decision.clicks += 1
-    for (partition, user_id), of_user in asked.items():
-        before = store.packed(partition, user_id)
-        after = merge_clicks(
-            before,
-            of_user.clicks,
-            store.codes,
-            length=window_length,
-            erased_at_ms=of_user.erased_at_ms,
-        )
-        if after is not before:
-            decision.windows.setdefault(partition, {})[user_id] = after
+    codes = store.codes
+    for partition, users in clicks.items():
+        changed: dict[str, bytes] = {}
+        for user_id, of_user in users.items():
+            before = store.packed(partition, user_id)
+            erased = erased_at_ms.get((partition, user_id), NEVER) if erased_at_ms else NEVER
+            after = merge_clicks(before, of_user, codes, length=window_length, erased_at_ms=erased)
+            if after is not before:
+                changed[user_id] = after
+        if changed:
+            decision.windows[partition] = changed
     return decision

@@ -1,14 +1,21 @@
 """The click contract against any bytes at all, and the form in which rejected records are kept."""
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from consumers.batch import Record, decide
 from consumers.window_store import WindowStore
-from encoder.click import Click, Erasure, RejectedClick, parse_record
+from encoder.click import (
+    Click,
+    Erasure,
+    RejectedClick,
+    _parse_any,
+    parse_click,
+    parse_record,
+)
 from encoder.dead_letter_topic import DeadLetter, Receipt, Unreadable, read_record
 from mindstream.dead_letter_lines import letter_line, read_mended, source_of
 from tests.fuzzed_clicks import fuzzed_records
@@ -46,11 +53,16 @@ headers = st.lists(
 ).map(tuple)
 
 
-def parsed(key: bytes | None, value: bytes | None, at: int) -> Click | Erasure | tuple[str, str]:
+class Refusal(NamedTuple):
+    reason: str
+    detail: str
+
+
+def parsed(key: bytes | None, value: bytes | None, at: int) -> Click | Erasure | Refusal:
     try:
         return parse_record(key, value, at, max_future_ms=1000)
     except RejectedClick as exc:
-        return exc.reason, exc.detail
+        return Refusal(exc.reason, exc.detail)
 
 
 @settings(max_examples=500, deadline=None)  # the machine may be busy
@@ -69,10 +81,49 @@ def test_any_bytes_are_a_click_an_erasure_or_rejected(
             assert 1 <= len(text.encode()) <= 256
             assert "\0" not in text
         assert 100_000_000_000 <= found.timestamp_ms <= at + 1000
-    elif isinstance(found, tuple):
+    elif isinstance(found, Refusal):
         assert found[0] in REASONS
     else:
         assert (key, value, at) == (found.user_id.encode(), None, found.up_to_ms)
+
+
+ids = (
+    st.text(max_size=5) | st.text(min_size=60, max_size=70) | st.sampled_from(["u", "é" * 64, "\n"])
+)
+pairs = st.lists(
+    st.tuples(
+        st.sampled_from(["user_id", "item_id", "timestamp", "event_id", "page"]),
+        ids.map(json.dumps)
+        | st.integers(T0 - 2000, T0 + 2000).map(str)
+        | st.sampled_from(["1e13", "1700000000000.0", "true", "null", "99999999999", '"\\ud800"']),
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.just(b"u") | ids.map(str.encode), pairs, st.booleans(), st.integers(T0 - 1500, T0))
+def test_the_short_way_accepts_nothing_that_the_definition_does_not(
+    key: bytes, fields_in_order: list[tuple[str, str]], whole: bool, latest_ms: int
+) -> None:
+    """Also for fields that are repeated; and what both accept is the same click."""
+    if whole:
+        fields_in_order = [
+            ("user_id", json.dumps(key.decode())),
+            ("item_id", '"i"'),
+            ("timestamp", str(T0 - 1000)),
+            *fields_in_order,
+        ]
+    value = "{" + ",".join(f'"{name}":{text}' for name, text in fields_in_order) + "}"
+
+    def outcome(parse: Any) -> object:
+        try:
+            return parse()
+        except RejectedClick as exc:
+            return exc.reason, exc.detail
+
+    short = outcome(lambda: parse_click(key, value.encode(), latest_ms=latest_ms))
+    assert short == outcome(lambda: _parse_any(key, value.encode(), latest_ms))
 
 
 @given(keys, values, timestamps, headers)
@@ -86,7 +137,7 @@ def test_a_rejected_record_is_kept_as_it_was(
     decision = decide([record], store, window_length=3, max_future_ms=1000)
     assert decision.next_offsets == {0: 8}
     assert [one.record for one in decision.rejected] == [record] * len(decision.rejected)
-    assert len(decision.rejected) == isinstance(parsed(key, value, at), tuple)
+    assert len(decision.rejected) == isinstance(parsed(key, value, at), Refusal)
 
 
 letters = st.builds(
@@ -149,7 +200,7 @@ def test_fuzzed_records_are_the_same_for_a_seed_and_of_every_kind() -> None:
     assert records == fuzzed_records(3000, seed=1)
     assert records != fuzzed_records(3000, seed=2)
     found = [parsed(key, value, at) for key, value, _, at in records]
-    assert {one[0] for one in found if isinstance(one, tuple)} == REASONS
+    assert {one[0] for one in found if isinstance(one, Refusal)} == REASONS
     kinds = [type(one) for one in found]
     assert kinds.count(Click) > 1000
     assert kinds.count(Erasure) > 50
