@@ -171,16 +171,32 @@ class ClickTopic:
         """
         self._consumer.pause(*self._consumer.assignment())
         # A poll that waits for nothing never gets to the end of a rebalance.
-        rejoining = self._consumer._coordinator.need_rejoin()
-        polled = self._poll(_REJOIN_S if rejoining else 0)
+        polled = self._poll(_REJOIN_S if self.rejoining else 0)
         self._held_back += polled  # afterwards, because a poll may take some of them away
         self._consumer.resume(*self._consumer.paused())
         return self._listener.lost()
 
+    @property
+    def rejoining(self) -> bool:
+        """Whether the next poll may change the assignment."""
+        return bool(self._consumer._coordinator.need_rejoin())
+
+    @property
+    def membership(self) -> Any:
+        """What the clicks of the last poll are committed with, and written under."""
+        return self._membership
+
     def lease_left_s(self) -> float:
         """For how many seconds this worker may write for its partitions; none at or below 0."""
+        return self._lease_left_s(self._membership)
+
+    def lease_of(self, membership: Any) -> Callable[[], float]:
+        """The same for clicks that were polled under this membership. For any thread."""
+        return lambda: self._lease_left_s(membership)
+
+    def _lease_left_s(self, membership: Any) -> float:
         self._note_heartbeat()
-        if _member(self._consumer.group_metadata()) != _member(self._membership):
+        if _member(self._consumer.group_metadata()) != _member(membership):
             return 0.0
         return self._lease.left_s(time.monotonic())
 
@@ -305,14 +321,16 @@ class ClickTopic:
         windows: Iterable[tuple[int, str, bytes | None]],
         rejected: Iterable[Rejected],
         next_offsets: dict[int, int],
+        membership: Any,
     ) -> None:
-        """Write windows, dead letters and offsets in one transaction.
+        """Write windows, dead letters and offsets in one transaction. For any one thread.
 
         Args:
             windows: (partition, user id, window in its wire form), None to remove.
             rejected: records for the dead-letter topic.
             next_offsets: partition → next offset to read, for every partition of `windows`:
                 the offsets are what the group's generation fences.
+            membership: that the clicks were polled under.
 
         Raises:
             Outdated: the group has moved on; `rewind` and poll again. Polls return no clicks until
@@ -322,7 +340,10 @@ class ClickTopic:
             Unavailable: not committed within the step's budget. The process must end.
         """
         with translated("committing", self._kafka):
-            self._transact(lambda: self._fill_transaction(windows, rejected, next_offsets))
+            self._transact(
+                lambda: self._fill_transaction(windows, rejected, next_offsets, membership),
+                membership,
+            )
 
     def report_filled(self, release: str, offsets: dict[int, int]) -> None:
         """Report that these partitions' interests are in the release's collection.
@@ -345,20 +366,21 @@ class ClickTopic:
             ]
             for future in sent:
                 future.get(timeout=self._budget_s)
-            self._send_offsets(offsets)
+            self._send_offsets(offsets, membership)
 
+        membership = self._membership
         if offsets:
             with translated("reporting filled partitions", self._kafka):
-                self._transact(fill)
+                self._transact(fill, membership)
 
-    def _transact(self, fill: Callable[[], None]) -> None:
+    def _transact(self, fill: Callable[[], None], membership: Any) -> None:
         began_at = time.monotonic()
         try:
-            if self._membership.generation_id < 0 or not self._membership.member_id:
+            if membership.generation_id < 0 or not membership.member_id:
                 raise CommitFailedError("this worker is no member of the group")
             _within(self._budget_s, lambda: self._commit(fill))
         except CommitFailedError as exc:
-            self._outdated = _member(self._membership)
+            self._outdated = _member(membership)
             raise Outdated(str(exc)) from exc
         except ProducerFencedError as exc:
             taken_s = time.monotonic() - began_at
@@ -373,6 +395,7 @@ class ClickTopic:
 
     def rewind(self, offsets: dict[int, int]) -> None:
         """Poll again from these offsets, where the partitions are still ours."""
+        self._held_back = [one for one in self._held_back if one.partition not in offsets]
         assigned = self._consumer.assignment()
         for number, offset in offsets.items():
             partition = TopicPartition(self._kafka.clicks_topic, number)
@@ -393,6 +416,7 @@ class ClickTopic:
         windows: Iterable[tuple[int, str, bytes | None]],
         rejected: Iterable[Rejected],
         next_offsets: dict[int, int],
+        membership: Any,
     ) -> None:
         sent = [
             self._producer.send(
@@ -412,9 +436,9 @@ class ClickTopic:
             self._extend(future.get(timeout=self._budget_s))
         # Offsets last: the broker checks our generation here, when every window is in its log.
         # Whoever takes over after this point therefore reads these windows or waits for them.
-        self._send_offsets(next_offsets)
+        self._send_offsets(next_offsets, membership)
 
-    def _send_offsets(self, next_offsets: dict[int, int]) -> None:
+    def _send_offsets(self, next_offsets: dict[int, int], membership: Any) -> None:
         self._producer.send_offsets_to_transaction(
             {
                 TopicPartition(self._kafka.clicks_topic, partition): OffsetAndMetadata(
@@ -422,7 +446,7 @@ class ClickTopic:
                 )
                 for partition, offset in next_offsets.items()
             },
-            self._membership,
+            membership,
         )
 
     def _extend(self, written: Any) -> None:

@@ -3,15 +3,20 @@
 A crash at any point repeats steps and skips none, and every step may be repeated: windows do not
 change by replay, rows are overwritten with the same rows, and windows, dead letters and offsets
 are committed together.
+
+Batches overlap: one is committed while the next is written and the one after that is merged and
+encoded. Writes stay in order, and so do commits; a batch whose write or commit fails takes all
+that follow it along (docs/decisions/0009-overlap.md).
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import numpy as np
 import structlog
@@ -23,21 +28,44 @@ from consumers.health import Health
 from consumers.memory import give_back
 from consumers.metrics import WorkerMetrics
 from consumers.packed_window import newest_ms, was_erased, without_old_erasure
+from consumers.pipeline import Pipeline
 from consumers.rejected_share import RejectedShare
 from consumers.settling import Settling
 from consumers.takeover import Takeover
 from consumers.window_store import WindowStore
 from consumers.window_wire import to_wires
-from encoder.errors import LeaseRanOut
+from encoder.errors import LeaseRanOut, Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.settings import Settings
 
 Step = Literal["polled", "merged", "encoded", "written", "committed"]
 
+_IN_FLIGHT: Final = 2  # one being committed, one being written
+_OVERLAPPED_POLL_S: Final = 0.005
 _SUMMARY_EVERY_S: Final = 10.0
 _EXPIRE_EVERY_S: Final = 600.0
 
 log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A batch that is merged and encoded, on its way to being committed.
+
+    Attributes:
+        before: the windows that its merging replaced, by partition and user.
+        share: the share of rejected records before it.
+        member: the membership that its records were polled with.
+        written_at: when its rows were acknowledged, in seconds since 1970.
+    """
+
+    records: list[Record]
+    decision: Decision
+    encoded: Encoded
+    before: dict[int, dict[str, bytes]]
+    share: RejectedShare
+    member: Any
+    written_at: float = 0.0
 
 
 class UpdateLoop:
@@ -79,31 +107,42 @@ class UpdateLoop:
         self._gained: set[int] = set()  # assigned, but not yet taken over
         self._unsettled_until: dict[int, int] = {}
         self._settling = Settling(
-            after_s=settings.worker.session_timeout_s, records=settings.worker.max_batch_clicks
+            after_s=settings.worker.session_timeout_s,
+            records=_IN_FLIGHT * settings.worker.max_batch_clicks,
         )
         self._other_releases: list[str] = []
         self._rejected_share = RejectedShare(
             settings.kafka.clicks_topic, settings.worker.max_rejected_share
         )
+        self._pipeline = Pipeline([self._write_batch, self._commit_batch], "batches")
         self._summary = _Summary(clock())
         self._expire_at = clock()
         health.waiting_for("assignment of partitions")
 
     def turn(self, timeout_s: float) -> int:
-        """Take one batch through all steps, waiting at most `timeout_s` for clicks.
+        """Take one batch through its first steps, waiting at most `timeout_s` for clicks.
+
+        The steps that follow happen while further batches are taken.
 
         Returns:
             How many records the batch had.
 
         Raises:
-            Unavailable: a step's budget is spent. Nothing of the batch is committed; the process
+            Unavailable: a step's budget is spent. Nothing of its batch is committed; the process
                 must end, and the next one repeats the batch.
             Misconfigured: too many of the newest records were rejected. Nothing of the batch is
                 written or committed; the process must end.
         """
-        # 1. Poll.
-        polled, change = self._topic.poll(timeout_s)
+        # 1. Poll. A rebalance must not overtake what is in flight.
+        if self._topic.rejoining:
+            self.finish()
+        in_flight = self._pipeline.in_flight > 0
+        polled, change = self._topic.poll(_OVERLAPPED_POLL_S if in_flight else timeout_s)
         self._health.progress()
+        if change.gained or change.lost or self._gained:
+            self._pipeline.wait(0)
+            if not self._collect(polled, change.lost):
+                polled = []
         if change.gained or self._gained:
             # A takeover polls, too: by its end some of what was polled may no longer be ours.
             self._topic.hold_back(polled)
@@ -112,6 +151,7 @@ class UpdateLoop:
         self._apply(change)
         records = self._held(polled)
         if not records:
+            self._collect()
             self._around(self._clock())
             return 0
         self._after_step("polled")
@@ -125,7 +165,11 @@ class UpdateLoop:
                 window_length=self._settings.window_length,
                 max_future_ms=int(self._settings.worker.max_future_s * 1000),
             )
-        rejected_share = self._rejected_share.after(records, decision.rejected)
+        try:
+            share = self._rejected_share.after(records, decision.rejected)
+        except Misconfigured:
+            self.finish()
+            raise
         self._after_step("merged")
 
         # 4. Encode the changed users in one call.
@@ -133,29 +177,91 @@ class UpdateLoop:
             encoded = self._encode(decision, records)
         self._after_step("encoded")
 
-        # 5. Write their rows. 6. Commit windows, rejected records and offsets together; only then
-        # keep the windows.
-        try:
-            with self._metrics.step.labels("write").time():
-                self._write(encoded, decision.erased_users)
-            written_at = self._clock()
-            self._after_step("written")
-            with self._metrics.step.labels("commit").time():
-                self._commit(decision)
-        except (Outdated, LeaseRanOut) as exc:
+        # 5. Write their rows. 6. Commit windows, rejected records and offsets together. Both while
+        # the next batch is polled, merged into the windows as they will be then, and encoded.
+        self._pipeline.wait(_IN_FLIGHT - 1)
+        if not self._collect(records):
+            return len(records)
+        before = {
+            partition: {user_id: self._store.packed(partition, user_id) for user_id in of_partition}
+            for partition, of_partition in decision.windows.items()
+        }
+        batch = _Batch(
+            records, decision, encoded, before, self._rejected_share, self._topic.membership
+        )
+        for partition, of_partition in decision.windows.items():
+            self._store.put(partition, of_partition)
+        self._rejected_share = share
+        self._pipeline.submit(batch)
+        self._around(self._clock())
+        return len(records)
+
+    def finish(self) -> bool:
+        """Wait until nothing is in flight; tells whether all of it was committed.
+
+        Raises:
+            Unavailable: a step's budget is spent. The process must end.
+        """
+        self._pipeline.wait(0)
+        return self._collect()
+
+    def close(self) -> None:
+        """Let the threads end. What is in flight is not finished."""
+        self._pipeline.close()
+
+    # In flight -----------------------------------------------------------------------------
+
+    def _write_batch(self, batch: _Batch) -> None:
+        with self._metrics.step.labels("write").time():
+            lease = self._topic.lease_of(batch.member)
+            self._write(batch.encoded, batch.decision.erased_users, lease)
+        batch.written_at = self._clock()
+        self._after_step("written")
+
+    def _commit_batch(self, batch: _Batch) -> None:
+        with self._metrics.step.labels("commit").time():
+            self._commit(batch.decision, batch.member)
+        self._after_step("committed")
+
+    def _collect(self, polled: Sequence[Record] = (), lost: Collection[int] = ()) -> bool:
+        """Account for what was committed; after a failure, go back to before it.
+
+        Args:
+            polled: records that are polled again in that case.
+            lost: partitions that went away. Where Kafka gave them back, it has us poll from what
+                was committed, which may be beyond what we had in flight.
+
+        Returns:
+            Whether there was no failure.
+
+        Raises:
+            Whatever failed, unless the group or the lease has moved on.
+        """
+        failure = self._pipeline.failure
+        for batch in self._pipeline.take_finished():
+            counts = Counter(record.partition for record in batch.records)
+            self._settling.add(batch.decision.windows, counts)
+            self._account(batch)
+        if failure is None:
+            return True
+        if not isinstance(failure, Outdated | LeaseRanOut):
+            raise failure
+        batches = self._pipeline.take_unfinished()
+        for batch in reversed(batches):
+            for partition, windows in batch.before.items():
+                if partition in self._store.partitions:
+                    self._store.put(partition, windows)
+            self._rejected_share = batch.share
             # What was written stays in the store without being committed: until the same clicks
             # are past again, the rows there are not those of the windows we hold.
-            for partition, offset in decision.next_offsets.items():
+            for partition, offset in batch.decision.next_offsets.items():
                 unsettled = max(offset, self._unsettled_until.get(partition, 0))
                 self._unsettled_until[partition] = unsettled
-            self._topic.rewind(_first_offsets(records))
-            log.warning("batch.abandoned", records=len(records), reason=repr(exc))
-            return len(records)
-        self._after_step("committed")
-        self._rejected_share = rejected_share
-        self._settling.add(decision.windows, Counter(record.partition for record in records))
-        self._account(records, decision, encoded, written_at)
-        return len(records)
+        records = [record for batch in batches for record in batch.records]
+        again = [*(record for record in records if record.partition not in lost), *polled]
+        self._topic.rewind(_first_offsets(again))
+        log.warning("batch.abandoned", records=len(records), reason=repr(failure))
+        return False
 
     # Steps ---------------------------------------------------------------------------------
 
@@ -224,10 +330,11 @@ class UpdateLoop:
         packed, before = [one for one, _ in changed.values()], [one for _, one in changed.values()]
         return self._encoder.encode(list(changed), packed, before if settled else None)
 
-    def _write(self, encoded: Encoded, erased_users: Iterable[str]) -> None:
+    def _write(
+        self, encoded: Encoded, erased_users: Iterable[str], lease: Callable[[], float]
+    ) -> None:
         """Write rows, and delete those that other releases have of erased users, in one budget."""
         began_at, budget_s = time.monotonic(), self._settings.worker.step_budget_s
-        lease = self._topic.lease_left_s
         self._index.write_interests(
             self._release, encoded.rows, encoded.stale_keys, budget_s=budget_s, lease=lease
         )
@@ -235,7 +342,7 @@ class UpdateLoop:
             budget_s -= time.monotonic() - began_at
             self._index.forget(erased, self._other_releases, budget_s=budget_s, lease=lease)
 
-    def _commit(self, decision: Decision) -> None:
+    def _commit(self, decision: Decision, member: Any) -> None:
         windows = [
             (partition, user_id, value)
             for partition, of_partition in decision.windows.items()
@@ -243,18 +350,18 @@ class UpdateLoop:
                 of_partition, to_wires(list(of_partition.values()), self._store.codes), strict=True
             )
         ]
-        self._topic.commit(windows, decision.rejected, decision.next_offsets)
-        for partition, of_partition in decision.windows.items():
-            self._store.put(partition, of_partition)
+        self._topic.commit(windows, decision.rejected, decision.next_offsets, member)
 
     # Around the steps ----------------------------------------------------------------------
 
     def _around(self, now: float) -> None:
         """What is due between batches."""
-        due = self._settling.due(now, most=self._settings.worker.max_batch_clicks)
-        if due is not None:
-            self._write_again(*due)
-        if now >= self._expire_at:
+        most = self._settings.worker.max_batch_clicks
+        if self._settling.due(now, most=most) and self.finish():
+            due = self._settling.due(now, most=most)
+            if due is not None:
+                self._write_again(*due)
+        if now >= self._expire_at and self.finish():
             self._expire_at = now + _EXPIRE_EVERY_S
             self._expire_erasures()
         self._summary.log_if_due(now, self._report_lag())
@@ -265,7 +372,7 @@ class UpdateLoop:
         encoded = self._encoder.encode(user_ids, packed, before=None)
         erased = [u for u, window in zip(user_ids, packed, strict=True) if was_erased(window)]
         with suppress(LeaseRanOut):  # if the partition stays ours, they stay due
-            self._write(encoded, erased)
+            self._write(encoded, erased, self._topic.lease_left_s)
             if self._settling.done(partition, user_ids):
                 log.info("partition.settled", partition=partition)
 
@@ -288,15 +395,16 @@ class UpdateLoop:
                 decision.next_offsets[partition] = offset
         if decision.windows:
             try:
-                self._commit(decision)
+                self._commit(decision, self._topic.membership)
             except Outdated:
                 return  # the next owner does it
+            for partition, changed in decision.windows.items():
+                self._store.put(partition, changed)
             log.info("erasures.expired", users=decision.users)
 
-    def _account(
-        self, records: list[Record], decision: Decision, encoded: Encoded, written_at: float
-    ) -> None:
-        metrics = self._metrics
+    def _account(self, batch: _Batch) -> None:
+        metrics, records = self._metrics, batch.records
+        decision, encoded, written_at = batch.decision, batch.encoded, batch.written_at
         produced = np.fromiter((r.timestamp_ms for r in records), np.float64, len(records)) / 1000.0
         freshness = np.maximum(written_at - produced, 0.0)
         metrics.freshness.observe(freshness)
@@ -310,7 +418,6 @@ class UpdateLoop:
         metrics.batch_clicks.observe(len(records))
         metrics.windows.set(len(self._store))
         self._summary.add(len(records), decision, float(freshness.max()))
-        self._around(self._clock())
 
     def _report_lag(self) -> int:
         total = 0

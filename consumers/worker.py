@@ -104,8 +104,12 @@ def _serve(
             after_step=after_step,
         )
         log.info("worker.serving", release=release.name, partitions=partitions)
-        while not stop.is_set():
-            loop.turn(_POLL_S)
+        try:
+            while not stop.is_set():
+                loop.turn(_POLL_S)
+            loop.finish()
+        finally:
+            loop.close()
     finally:
         topic.close(timeout_s=settings.worker.stop_budget_s / 2)
 

@@ -159,10 +159,11 @@ class WorkerSettings(_Section):
 
     @model_validator(mode="after")
     def _budgets_nest(self) -> Self:
-        # Between two polls a batch is written and committed, and each may spend a step's budget.
-        if 2 * self.step_budget_s >= self.max_poll_interval_s:
+        # Between two polls two batches may be waited for: while the first is written, while it is
+        # committed and the second written, and while that is committed, each for a step's budget.
+        if 3 * self.step_budget_s >= self.max_poll_interval_s:
             raise ValueError(
-                f"step_budget_s ({self.step_budget_s:g}) must be less than half of"
+                f"step_budget_s ({self.step_budget_s:g}) must be less than a third of"
                 f" max_poll_interval_s ({self.max_poll_interval_s:g})"
             )
         return self

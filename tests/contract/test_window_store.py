@@ -181,6 +181,7 @@ def test_what_is_committed_is_restored_and_what_is_removed_is_absent(topic: Clic
             ],
             [],
             dict.fromkeys(range(PARTITIONS), 0),
+            topic.membership,
         )
     assert contents(restored(topic, {0, 1, 2})) == expected
     assert contents(restored(topic, {1})) == {

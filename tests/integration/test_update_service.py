@@ -224,7 +224,9 @@ def test_a_worker_that_has_forgotten_its_membership_cannot_commit(deployment: De
         (record,) = records
         window = to_wire(Window(((T0, "item-1"),)))
         with pytest.raises(Outdated):
-            topic.commit([(record.partition, "u", window)], [], {record.partition: 1})
+            topic.commit(
+                [(record.partition, "u", window)], [], {record.partition: 1}, topic.membership
+            )
         assert not any(topic.restore(range(4)))
     finally:
         topic.close(timeout_s=5)
