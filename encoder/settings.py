@@ -176,6 +176,14 @@ class ReleaseSettings(_Section):
     cache: str = "./.cache/releases"
 
 
+class LookupSettings(_Section):
+    """The look-up service. `consistency` is Milvus's level where a request names none."""
+
+    http_host: str = "127.0.0.1"
+    http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    consistency: Literal["Strong", "Bounded", "Session", "Eventually"] = "Bounded"
+
+
 class TrainerSettings(_Section):
     """The scheduled trainer."""
 
@@ -207,6 +215,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     releases: ReleaseSettings = ReleaseSettings()
     trainer: TrainerSettings = TrainerSettings()
+    lookup: LookupSettings = LookupSettings()
     log: LogSettings = LogSettings()
     window_length: Annotated[int, Field(ge=1, le=10_000)] = 50
 

@@ -184,6 +184,20 @@ def audience(
 
 
 @app.command()
+def serve() -> None:
+    """Answer look-ups over HTTP until SIGTERM."""
+    from lookup import Lookup
+    from lookup.http import serve
+    from mindstream.signals import stop_on_signals
+
+    settings = _settings()
+    stop = threading.Event()
+    with Lookup(settings.milvus, consistency=settings.lookup.consistency) as client:
+        stop_on_signals(stop, settings.worker.stop_budget_s)
+        serve(client, stop, host=settings.lookup.http_host, port=settings.lookup.http_port)
+
+
+@app.command()
 def erase(
     user: Annotated[str, typer.Argument(help="User id.")],
     verify: Annotated[

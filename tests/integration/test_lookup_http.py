@@ -1,0 +1,154 @@
+"""The look-up service as its users meet it: a process, and requests over HTTP."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from deploy.loopback import free_ports
+from encoder.click import Click
+from lookup import Lookup
+from mindstream.environment import child_environment
+from tests.deployment import T0, Deployment, random_clicks, wait_until
+
+ODD = "a/b ü?#"
+
+
+@contextmanager
+def service(deployment: Deployment, **environment: str) -> Iterator[str]:
+    """The address of a running `mindstream serve`."""
+    (port,) = free_ports(1)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mindstream", "serve"],
+        env={
+            **child_environment(deployment.settings),
+            "MINDSTREAM_LOOKUP__HTTP_PORT": str(port),
+            **environment,
+        },
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: process.poll() is not None or get(url, "/livez")[0] == 200, "a server")
+        assert process.poll() is None
+        yield url
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def get(url: str, path: str) -> tuple[int, Any]:
+    try:
+        with urllib.request.urlopen(url + path, timeout=20) as answer:  # noqa: S310
+            status, text = answer.status, answer.read().decode()
+    except urllib.error.HTTPError as exc:
+        status, text = exc.code, exc.read().decode()
+    except OSError:
+        return 0, ""
+    return status, json.loads(text) if text.startswith("{") else text
+
+
+def test_answers_are_those_of_the_client(deployment: Deployment) -> None:
+    """Also for ids with slashes, and for users of whom nothing is known."""
+    deployment.produce([*random_clicks(200), Click(ODD, "item-3", T0)])
+    with service(deployment) as url:
+        status, text = get(url, "/readyz")
+        assert status == 503
+        assert "no release is in use" in text
+        deployment.consume_all()
+        assert get(url, "/readyz") == (200, deployment.release.name)
+        with Lookup(deployment.settings.milvus) as lookup:
+            for user in ("user-1", ODD):
+                mine, theirs = lookup.interests(user), lookup.candidates(user, limit=7)
+                path = f"/users/{quote(user, safe='')}"
+                status, found = get(url, f"{path}/interests?vectors=true&consistency=Strong")
+                assert status == 200
+                assert found["user"] == user
+                assert found["release"] == deployment.release.name
+                assert [one["slot"] for one in found["interests"]] == [
+                    one.slot for one in mine.interests
+                ]
+                for one, other in zip(found["interests"], mine.interests, strict=True):
+                    assert one["vector"] == pytest.approx(other.vector.tolist())
+                    assert (one["exemplar"], one["updated_at"]) == (
+                        other.exemplar,
+                        other.updated_at,
+                    )
+                _, found = get(url, f"{path}/candidates?limit=7")
+                assert [hit["id"] for hit in found["items"]] == [hit.id for hit in theirs.items]
+            audience = lookup.audience("item-3", limit=5)
+            _, found = get(url, "/items/item-3/audience?limit=5")
+            assert [hit["id"] for hit in found["users"]] == [hit.id for hit in audience.users]
+        assert "vector" not in get(url, "/users/user-1/interests")[1]["interests"][0]
+        _, found = get(url, "/users/nobody/candidates")
+        assert found == {"user": "nobody", "release": deployment.release.name, "items": []}
+        _, text = get(url, "/metrics")
+        assert 'mindstream_lookup_seconds_count{request="interests",status="200"}' in text
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "why"),
+    [
+        ("/users/u/candidates?limit=0", 400, "limit: Input should be greater than or equal to 1"),
+        ("/users/u/candidates?limit=many", 400, "limit: .*got 'many'"),
+        ("/users/u/interests?fast=1", 400, "no such parameter: fast"),
+        ("/users/u/interests?consistency=weak", 400, "consistency must be one of Strong, Bounded"),
+        ("/items/none/audience", 404, "has no item 'none'"),
+    ],
+)
+def test_what_is_wrong_is_named(consumed: str, path: str, status: int, why: str) -> None:
+    """Every refusal is JSON."""
+    found, answer = get(consumed, path)
+    assert found == status
+    assert re.search(why, answer["error"])
+
+
+@pytest.fixture
+def consumed(deployment: Deployment) -> Iterator[str]:
+    deployment.produce(random_clicks(20))
+    deployment.consume_all()
+    with service(deployment) as url:
+        yield url
+
+
+def test_a_port_that_is_taken_is_named(deployment: Deployment) -> None:
+    """It ends with a code that says so."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = subprocess.run(
+            [sys.executable, "-m", "mindstream", "serve"],
+            env={
+                **child_environment(deployment.settings),
+                "MINDSTREAM_LOOKUP__HTTP_PORT": str(taken.getsockname()[1]),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 78
+    assert "MINDSTREAM_LOOKUP__HTTP_PORT" in done.stderr
+
+
+def test_a_store_that_is_away_at_the_start(deployment: Deployment) -> None:
+    """It ends with a code that says so."""
+    (port,) = free_ports(1)
+    done = subprocess.run(
+        [sys.executable, "-m", "mindstream", "serve"],
+        env={
+            **child_environment(deployment.settings),
+            "MINDSTREAM_MILVUS__URI": f"http://127.0.0.1:{port}",
+            "MINDSTREAM_MILVUS__TIMEOUT_S": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 75
+    assert "MINDSTREAM_MILVUS__URI" in done.stderr
