@@ -15,7 +15,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 UV := $(or $(shell uv --version 2> /dev/null \
 	| awk '{ split($$2, v, "."); exit !(v[1] > 0 || v[2] >= 9) }' && command -v uv),.tools/bin/uv)
 
-.PHONY: help setup demo test faults soak lint types audit-dependencies format lock clean python
+.PHONY: help setup demo test faults soak bench lint types audit-dependencies format lock clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ faults: setup ## Inject every fault and compare with a plain fold; options: make
 
 soak: setup ## Half an hour of faults near the sustainable rate; options: make soak ARGS='--minutes 5'
 	@.venv/bin/python -m tests.faults.soak $(ARGS)
+
+bench: setup ## Measure, each figure beside its floor; options: make bench ARGS='--only throughput-lite --scale 0.1'
+	@.venv/bin/python -m benchmarks $(ARGS)
 
 lint: setup ## Check style and formatting
 	.venv/bin/ruff check

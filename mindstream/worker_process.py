@@ -72,13 +72,18 @@ class WorkerProcess:
             raise Unavailable(f"the worker ended; {self._log} ends:\n{self.log_tail()}")
 
     def metrics(self) -> dict[str, float]:
-        """Its metrics, summed over labels, by sample name; empty while it does not answer."""
+        """Its metrics by sample name, empty while it does not answer.
+
+        A sample with labels is summed over them, and there by itself as `name/label value`.
+        """
         status, text = self._get("/metrics")
         values: dict[str, float] = {}
         if status == _READY:
             for family in text_string_to_metric_families(text):
                 for sample in family.samples:
                     values[sample.name] = values.get(sample.name, 0.0) + sample.value
+                    if sample.labels:
+                        values["/".join((sample.name, *sample.labels.values()))] = sample.value
         return values
 
     def stop(self) -> None:

@@ -178,6 +178,7 @@ def deployed(
     *,
     partitions: int = 4,
     worker: Mapping[str, object] = {},
+    release: Callable[[Path, str], Release] = small_release,
 ) -> Iterator[Deployment]:
     """Topics and a published release under names of their own; its collections go at the end.
 
@@ -187,9 +188,10 @@ def deployed(
         folder: for releases and logs.
         partitions: of clicks and windows.
         worker: further settings of the workers.
+        release: makes one, given a folder for it and its name.
     """
     name = f"t{uuid.uuid4().hex[:10]}"
-    base = load_settings()
+    base, made = load_settings(), release(folder, name)
     settings = base.model_copy(
         update={
             "kafka": base.kafka.model_copy(
@@ -214,11 +216,11 @@ def deployed(
             "releases": base.releases.model_copy(
                 update={"url": str(folder / "releases"), "cache": str(folder / "cache")}
             ),
-            "window_length": 8,
+            "window_length": made.manifest.window_length,
         }
     )
     create_topics(settings, partitions=partitions, replication=1)
-    deployment = Deployment(settings, small_release(folder, name), partitions, folder)
+    deployment = Deployment(settings, made, partitions, folder)
     index = InterestIndex(settings.milvus)
     publish(deployment.release, settings, index)
     try:
