@@ -1,0 +1,59 @@
+"""Records read our way are those that kafka-python reads."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kafka.errors import CorruptRecordError
+from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+
+from encoder.header_names import _TolerantBatch
+
+data = st.none() | st.binary(max_size=5) | st.binary(min_size=60, max_size=200)
+headers = st.lists(st.tuples(st.text(max_size=3), st.none() | st.binary(max_size=3)), max_size=2)
+records = st.lists(
+    st.tuples(st.integers(-200, 200_000), data, data, headers), min_size=1, max_size=9
+)
+
+
+def batch_of(given_records: list[Any], codec: int) -> bytes:
+    builder = DefaultRecordBatchBuilder(2, codec, True, 7, 0, 3, 1 << 20)
+    for offset, (timestamp, key, value, of_record) in enumerate(given_records):
+        builder.append(offset, 1_700_000_000_000 + timestamp, key, value, of_record)
+    return bytes(builder.build())
+
+
+def read(kind: type[DefaultRecordBatch], raw: bytes) -> list[tuple[Any, ...]]:
+    return [
+        (one.size_in_bytes, one.offset, one.timestamp, one.timestamp_type, one.key, one.value,
+         one.headers)
+        for one in kind(raw)
+    ]  # fmt: skip
+
+
+@given(records, st.sampled_from([0, 3]))
+def test_what_is_read_is_the_same(given_records: list[Any], codec: int) -> None:
+    """Nulls, headers, times before the first, compressed or not."""
+    raw = batch_of(given_records, codec)
+    assert read(_TolerantBatch, raw) == read(DefaultRecordBatch, raw)
+
+
+@given(records, st.data())
+def test_damage_is_told_as_by_kafka_python(given_records: list[Any], drawn: st.DataObject) -> None:
+    """Whatever byte of the records is changed, and wherever they are cut."""
+    raw = bytearray(batch_of(given_records, 0))
+    at = drawn.draw(st.integers(DefaultRecordBatch.HEADER_STRUCT.size, len(raw) - 1))
+    if drawn.draw(st.booleans()):
+        raw[at] = drawn.draw(st.integers(0, 255))
+    else:
+        del raw[at:]
+    try:
+        expected = read(DefaultRecordBatch, bytes(raw))
+    except UnicodeDecodeError:
+        return  # of a header's name, which we read
+    except CorruptRecordError:
+        with pytest.raises(CorruptRecordError):
+            read(_TolerantBatch, bytes(raw))
+    else:
+        assert read(_TolerantBatch, bytes(raw)) == expected
