@@ -56,16 +56,16 @@ def throughput(ground: Ground, store: StoreName) -> Iterator[Result]:
         audit = deployment.audit()
         if audit.differences or audit.clicks != len(traffic):
             raise SystemExit(f"throughput-{store}: {audit.report()}")
-        rows_per_user = audit.rows / audit.users_with_rows
+        rows_per_user = applied.rows_per_s / applied.users_per_s
         say("  writing to Milvus alone")
         floors = alone(deployment, applied.users_per_batch, rows_per_user, ground.size(USERS))
-    best = max(floors.values())
+    supported = max(floors["dictionaries"], floors["columns"])
     yield at_least(
         f"throughput-{store}",
         applied.users_per_s,
         "users/s",
         _GOAL,
-        floor=best / rows_per_user,
+        floor=supported / rows_per_user,
         clicks_per_s=round(applied.clicks_per_s),
         rows_per_s=round(applied.rows_per_s),
         rows_per_user=round(rows_per_user, 2),
@@ -160,6 +160,8 @@ def alone(
 ) -> dict[str, float]:
     """Rows per second that the store takes from a process that does nothing else, by each call.
 
+    Pymilvus's own calls, for dictionaries and for columns, are the floor; ours is beside them.
+
     Rows are written over and over, in batches as large as the worker's and, where that is better,
     four times as large.
     """
@@ -174,6 +176,7 @@ def alone(
                 index.create_release(name, WIDTH)
                 rate = _rate(write, name, rows, users_per_batch * factor)
                 best[way] = max(rate, best.get(way, 0.0))
+                say(f"    {way}, {users_per_batch * factor} users a call: {rate:,.0f} rows/s")
                 index.drop_release(name)
     finally:
         index.close()

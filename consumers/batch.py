@@ -16,14 +16,14 @@ class Record(NamedTuple):
     """One record of the clicks topic, as it lay there.
 
     Attributes:
-        timestamp_ms: when the record was produced, which is not the click's event time.
+        timestamp: when the record was produced, in ms, which is not the click's event time.
         value: None for a tombstone, which asks to forget the user.
         headers: we read none, but a dead letter keeps them; names may repeat, values may be null.
     """
 
     partition: int
     offset: int
-    timestamp_ms: int
+    timestamp: int
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
@@ -87,7 +87,7 @@ def decide(
             decision.next_offsets[partition] = following
         try:
             event = parse_record(
-                record.key, record.value, record.timestamp_ms, max_future_ms=max_future_ms
+                record.key, record.value, record.timestamp, max_future_ms=max_future_ms
             )
         except RejectedClick as exc:
             decision.rejected.append(Rejected(record, exc.reason, exc.detail))

@@ -148,14 +148,20 @@ class ClickTopic:
             )
             self._producer.init_transactions()
 
-    def poll(self, timeout_s: float) -> tuple[list[Record], AssignmentChange]:
+    def poll(
+        self, timeout_s: float, most: int | None = None
+    ) -> tuple[list[Record], AssignmentChange]:
         """Wait for clicks; returns as soon as there are any.
+
+        Args:
+            timeout_s: how long to wait.
+            most: records to return, as far as none were held back; the settings' bound otherwise.
 
         Returns:
             Records in the order of their offsets within each partition, and how the assignment
             changed. Records of partitions just gained may be among them.
         """
-        records = self._held_back or self._poll(timeout_s)
+        records = self._held_back or self._poll(timeout_s, most)
         self._held_back = []
         return records, self._listener.take()
 
@@ -200,7 +206,7 @@ class ClickTopic:
             return 0.0
         return self._lease.left_s(time.monotonic())
 
-    def _poll(self, timeout_s: float) -> list[Record]:
+    def _poll(self, timeout_s: float, most: int | None = None) -> list[Record]:
         before, self._polled_at = self._polled_at, time.monotonic()
         member = _member(self._membership) if self._membership else None
         with translated("polling clicks", self._kafka):
@@ -208,7 +214,7 @@ class ClickTopic:
             if self._outdated is not None or not leased:
                 # Take part in the group, but take no clicks that we could not write or commit.
                 self._consumer.pause(*self._consumer.assignment())
-            polled = self._consumer.poll(int(timeout_s * 1000))
+            polled = self._consumer.poll(int(timeout_s * 1000), max_records=most)
             # Kept from now, because kafka-python forgets its membership as soon as it hears that
             # the group has ended it, and the broker takes a commit without one from anybody.
             self._membership = self._consumer.group_metadata()
@@ -223,18 +229,9 @@ class ClickTopic:
             self._check_membership()
             if self._outdated is None and self.lease_left_s() > 0:
                 self._consumer.resume(*self._consumer.paused())
-        return [
-            Record(
-                partition.partition,
-                record.offset,
-                record.timestamp,
-                record.key,
-                record.value,
-                tuple(record.headers),
-            )
-            for partition, of_partition in polled.items()
-            for record in of_partition
-        ]
+        # kafka-python's records have all that ours have. Making ours of them would take as long as
+        # checking what they hold.
+        return [record for of_partition in polled.values() for record in of_partition]
 
     def _note_heartbeat(self) -> None:
         heartbeat = self._consumer._coordinator.heartbeat
@@ -473,12 +470,12 @@ class ClickTopic:
             topic=self._kafka.clicks_topic,
             partition=record.partition,
             offset=record.offset,
-            timestamp_ms=record.timestamp_ms,
+            timestamp_ms=record.timestamp,
             reason=rejected.reason,
             detail=rejected.detail,
             key=record.key,
             value=record.value,
-            headers=record.headers,
+            headers=tuple(record.headers),
         )
 
     def close(self, timeout_s: float) -> None:

@@ -34,8 +34,7 @@ class Taken:
     """What a takeover did.
 
     Attributes:
-        unsettled_until: partition → offset up to which a predecessor may have written to the store
-            without committing.
+        ends: partition → offset that nobody had polled a record at or after.
         recent: partition → users whose window was written a short while ago.
         restored: windows read back.
         filled: users encoded for the release's collection.
@@ -44,7 +43,7 @@ class Taken:
             users.
     """
 
-    unsettled_until: dict[int, int]
+    ends: dict[int, int]
     recent: dict[int, set[str]]
     restored: int
     filled: int
@@ -107,7 +106,7 @@ class Takeover:
         log = read_releases(self._settings.kafka)
         outdated = {(r, p) for r, p in log.filled if p in gained and r != self._release}
         take_back(self._settings.kafka, outdated)
-        unsettled_until = self._topic.end_offsets(gained)
+        ends = self._topic.end_offsets(gained)
         restored, recent = self._restore(gained)
         unfilled = [p for p in gained if (self._release, p) not in log.filled]
         filled = sum(self._fill(partition, gained) for partition in unfilled)
@@ -115,7 +114,7 @@ class Takeover:
         self._topic.report_filled(self._release, {p: offsets[p] for p in unfilled})
         self._use_when_complete()
         others = [a.release for a in log.announced if a.release != self._release]
-        return Taken(unsettled_until, recent, restored, filled, expired, others)
+        return Taken(ends, recent, restored, filled, expired, others)
 
     def _check(self, gained: list[int]) -> tuple[dict[int, int], int]:
         """Compare both topics with what the group committed.

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -22,6 +22,7 @@ import numpy as np
 import structlog
 
 from consumers.batch import Decision, Record, decide
+from consumers.batch_size import BatchSize
 from consumers.click_topic import AssignmentChange, ClickTopic, Outdated
 from consumers.encoding import Encoded, WindowEncoder
 from consumers.health import Health
@@ -32,6 +33,7 @@ from consumers.pipeline import Pipeline
 from consumers.rejected_share import RejectedShare
 from consumers.settling import Settling
 from consumers.takeover import Takeover
+from consumers.unsettled import Unsettled
 from consumers.window_store import WindowStore
 from consumers.window_wire import to_wires
 from encoder.errors import LeaseRanOut, Misconfigured
@@ -57,6 +59,7 @@ class _Batch:
         share: the share of rejected records before it.
         member: the membership that its records were polled with.
         written_at: when its rows were acknowledged, in seconds since 1970.
+        slowest_s: how long the slowest of its steps took so far.
     """
 
     records: list[Record]
@@ -66,6 +69,7 @@ class _Batch:
     share: RejectedShare
     member: Any
     written_at: float = 0.0
+    slowest_s: float = 0.0
 
 
 class UpdateLoop:
@@ -105,11 +109,12 @@ class UpdateLoop:
         self._clock = clock
         self._after_step = after_step
         self._gained: set[int] = set()  # assigned, but not yet taken over
-        self._unsettled_until: dict[int, int] = {}
-        self._settling = Settling(
-            after_s=settings.worker.session_timeout_s,
-            records=_IN_FLIGHT * settings.worker.max_batch_clicks,
+        ahead = _IN_FLIGHT * settings.worker.max_batch_clicks  # records written, but not committed
+        self._unsettled = Unsettled(ahead)
+        self._batch_size = BatchSize(
+            settings.worker.max_batch_clicks, settings.worker.batch_target_s
         )
+        self._settling = Settling(after_s=settings.worker.session_timeout_s, records=ahead)
         self._other_releases: list[str] = []
         self._rejected_share = RejectedShare(
             settings.kafka.clicks_topic, settings.worker.max_rejected_share
@@ -137,7 +142,8 @@ class UpdateLoop:
         if self._topic.rejoining:
             self.finish()
         in_flight = self._pipeline.in_flight > 0
-        polled, change = self._topic.poll(_OVERLAPPED_POLL_S if in_flight else timeout_s)
+        wait_s = _OVERLAPPED_POLL_S if in_flight else timeout_s
+        polled, change = self._topic.poll(wait_s, self._batch_size.records)
         self._health.progress()
         if change.gained or change.lost or self._gained:
             self._pipeline.wait(0)
@@ -181,6 +187,7 @@ class UpdateLoop:
         # the next batch is polled, merged into the windows as they will be then, and encoded.
         self._pipeline.wait(_IN_FLIGHT - 1)
         if not self._collect(records):
+            self._unsettled.abandon(decision.next_offsets)  # they will be applied again
             return len(records)
         before = {
             partition: {user_id: self._store.packed(partition, user_id) for user_id in of_partition}
@@ -212,16 +219,24 @@ class UpdateLoop:
     # In flight -----------------------------------------------------------------------------
 
     def _write_batch(self, batch: _Batch) -> None:
-        with self._metrics.step.labels("write").time():
+        with self._timed("write", batch):
             lease = self._topic.lease_of(batch.member)
             self._write(batch.encoded, batch.decision.erased_users, lease)
         batch.written_at = self._clock()
         self._after_step("written")
 
     def _commit_batch(self, batch: _Batch) -> None:
-        with self._metrics.step.labels("commit").time():
+        with self._timed("commit", batch):
             self._commit(batch.decision, batch.member)
         self._after_step("committed")
+
+    @contextmanager
+    def _timed(self, step: str, batch: _Batch) -> Iterator[None]:
+        began_at = time.monotonic()
+        yield
+        seconds = time.monotonic() - began_at
+        self._metrics.step.labels(step).observe(seconds)
+        batch.slowest_s = max(batch.slowest_s, seconds)
 
     def _collect(self, polled: Sequence[Record] = (), lost: Collection[int] = ()) -> bool:
         """Account for what was committed; after a failure, go back to before it.
@@ -241,6 +256,7 @@ class UpdateLoop:
         for batch in self._pipeline.take_finished():
             counts = Counter(record.partition for record in batch.records)
             self._settling.add(batch.decision.windows, counts)
+            self._batch_size.after(len(batch.records), batch.slowest_s)
             self._account(batch)
         if failure is None:
             return True
@@ -252,11 +268,7 @@ class UpdateLoop:
                 if partition in self._store.partitions:
                     self._store.put(partition, windows)
             self._rejected_share = batch.share
-            # What was written stays in the store without being committed: until the same clicks
-            # are past again, the rows there are not those of the windows we hold.
-            for partition, offset in batch.decision.next_offsets.items():
-                unsettled = max(offset, self._unsettled_until.get(partition, 0))
-                self._unsettled_until[partition] = unsettled
+            self._unsettled.abandon(batch.decision.next_offsets)
         records = [record for batch in batches for record in batch.records]
         again = [*(record for record in records if record.partition not in lost), *polled]
         self._topic.rewind(_first_offsets(again))
@@ -268,7 +280,7 @@ class UpdateLoop:
     def _apply(self, change: AssignmentChange) -> None:
         for partition in change.lost:
             self._store.drop_partition(partition)
-            self._unsettled_until.pop(partition, None)
+            self._unsettled.drop(partition)
             self._settling.drop(partition)
             with suppress(KeyError):  # no lag was ever reported
                 self._metrics.lag.remove(str(partition))
@@ -285,7 +297,7 @@ class UpdateLoop:
                 log.warning("takeover.abandoned", reason=repr(exc))
                 return
             give_back()
-            self._unsettled_until |= taken.unsettled_until
+            self._unsettled.take(taken.ends)
             self._settling.take(taken.recent, self._clock())
             self._other_releases = taken.other_releases
             self._metrics.restored.inc(taken.restored)
@@ -309,15 +321,15 @@ class UpdateLoop:
     def _held(self, polled: list[Record]) -> list[Record]:
         """The records of partitions that are taken over; others are polled again later."""
         held = self._store.partitions
+        if held.issuperset(record.partition for record in polled):
+            return polled
         self._topic.rewind(_first_offsets([r for r in polled if r.partition not in held]))
         return [record for record in polled if record.partition in held]
 
     def _encode(self, decision: Decision, records: list[Record]) -> Encoded:
         # A predecessor may have written rows for clicks that it did not commit. Until we are past
         # those clicks, the rows in the store may be of windows that we know nothing of.
-        settled = all(
-            record.offset >= self._unsettled_until.get(record.partition, 0) for record in records
-        )
+        settled = not self._unsettled.apply(records)
         changed: dict[str, tuple[bytes, bytes]] = {}  # user → window, window before
         for partition, windows in decision.windows.items():
             for user_id, window in windows.items():
@@ -405,7 +417,7 @@ class UpdateLoop:
     def _account(self, batch: _Batch) -> None:
         metrics, records = self._metrics, batch.records
         decision, encoded, written_at = batch.decision, batch.encoded, batch.written_at
-        produced = np.fromiter((r.timestamp_ms for r in records), np.float64, len(records)) / 1000.0
+        produced = np.fromiter((r.timestamp for r in records), np.float64, len(records)) / 1000.0
         freshness = np.maximum(written_at - produced, 0.0)
         metrics.freshness.observe(freshness)
         metrics.clicks.inc(decision.clicks)

@@ -13,7 +13,7 @@ import structlog
 from consumers.click_topic import ClickTopic
 from consumers.encoding import WindowEncoder
 from consumers.health import Health, HealthServer
-from consumers.memory import bound_heaps
+from consumers.memory import bound_heaps, collect_rarely
 from consumers.metrics import WorkerMetrics
 from consumers.takeover import Takeover
 from consumers.update_loop import Step, UpdateLoop
@@ -46,6 +46,7 @@ def run_worker(
         Unavailable: a step's budget is spent; nothing uncommitted is lost.
     """
     bound_heaps()
+    collect_rarely()
     metrics = WorkerMetrics()
     health = Health(stalled_after_s=settings.worker.max_poll_interval_s)
     server = HealthServer(

@@ -26,8 +26,12 @@ IGNORED: Final[dict[str, str]] = {}
 
 
 def locked_requirements(uv: str) -> str:
-    """Everything that uv.lock pins for this project, as a requirements file."""
+    """What uv.lock pins for this project, as a requirements file.
+
+    Without the benchmark against another framework, which conflicts with the rest.
+    """
     export = [uv, "export", "--frozen", "--all-extras", "--all-groups", "--no-emit-project"]
+    export += ["--no-group", "bench"]
     done = subprocess.run(
         [*export, "--quiet"], cwd=_ROOT, capture_output=True, text=True, check=False
     )

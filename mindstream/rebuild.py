@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 from kafka import TopicPartition
 
-from consumers.batch import Record, decide
+from consumers.batch import decide
 from consumers.packed_window import EMPTY, pack
 from consumers.window_store import WindowStore
 from encoder.interest_index import InterestIndex
@@ -195,10 +195,7 @@ def _merged(settings: Settings, partition: int, rebuilt: Rebuilt) -> WindowStore
             oldest_ms = min(record.timestamp for record in records)
             rebuilt.oldest_ms = min(oldest_ms, rebuilt.oldest_ms or oldest_ms)
             decision = decide(
-                [
-                    Record(partition, one.offset, one.timestamp, one.key, one.value)
-                    for one in records
-                ],
+                records,
                 store,
                 window_length=length,
                 max_future_ms=int(settings.worker.max_future_s * 1000),

@@ -50,9 +50,9 @@ def test_damage_is_told_as_by_kafka_python(given_records: list[Any], drawn: st.D
         del raw[at:]
     try:
         expected = read(DefaultRecordBatch, bytes(raw))
-    except UnicodeDecodeError:
-        return  # of a header's name, which we read
-    except CorruptRecordError:
+    except CorruptRecordError as exc:
+        if "UnicodeDecodeError" in str(exc):
+            return  # a header's name, which we read
         with pytest.raises(CorruptRecordError):
             read(_TolerantBatch, bytes(raw))
     else:
