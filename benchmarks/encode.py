@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks.ground import ITEMS, LENGTH, Ground, make_release
-from benchmarks.results import Result, at_least
+from benchmarks.results import Result
 from consumers.encoding import WindowEncoder
 from consumers.packed_window import CLICK_DTYPE, ItemCodes
 from encoder.mind_encoder import OUTPUTS, MindEncoder
@@ -20,11 +20,11 @@ from tests.deployment import T0
 
 _BATCHES = (1, 32, 256, 2048)
 _SECONDS = 3.0
-_GOAL = 0.6
 
 
 def encode(ground: Ground) -> Iterator[Result]:
-    """One thread each."""
+    """One thread each. The bare call has full windows, and everything bound beforehand."""
+    details: dict[str, object] = {"length": LENGTH}
     rng = np.random.default_rng(ground.seed)
     with tempfile.TemporaryDirectory(prefix="mindstream-bench-") as folder:
         release = make_release(Path(folder), "encode")
@@ -41,9 +41,7 @@ def encode(ground: Ground) -> Iterator[Result]:
                 user_ids = [f"user-{user:08d}" for user in range(users)]
                 rate = _rate(lambda ids=user_ids, p=packed: encoder.encode(ids, p, None), users)
                 bare = _rate(_bare(release, rng, users), users)
-                yield at_least(
-                    f"encode-{mix}-{users}", rate, "users/s", _GOAL, floor=bare, length=LENGTH
-                )
+                yield Result(f"encode-{mix}-{users}", rate, "users/s", bare, details=details)
                 _same_alone(encoder, user_ids, packed)
 
 

@@ -202,7 +202,8 @@ class ClickTopic:
 
     def _lease_left_s(self, membership: Any) -> float:
         self._note_heartbeat()
-        if _member(self._consumer.group_metadata()) != _member(membership):
+        joined = membership.generation_id >= 0
+        if not joined or _member(self._consumer.group_metadata()) != _member(membership):
             return 0.0
         return self._lease.left_s(time.monotonic())
 
@@ -400,6 +401,11 @@ class ClickTopic:
                 self._consumer.seek(partition, offset)
 
     def _commit(self, fill: Callable[[], None]) -> None:
+        # kafka-python keeps the offsets of a commit that was refused and sends them along with the
+        # next one, though what they stand for was rolled back.
+        transactions = self._producer._transaction_manager
+        with transactions._lock:
+            transactions._pending_txn_offset_commits.clear()
         self._producer.begin_transaction()
         try:
             fill()

@@ -134,10 +134,9 @@ def _in_order(clicks: np.ndarray, erased: np.ndarray, ends: np.ndarray, codes: I
     follows = np.ones(len(clicks), bool)  # a click of the same window
     follows[ends[:-1][some]] = False
     at = np.flatnonzero(follows)
-    step = timestamps[at] - timestamps[at - 1]
-    if np.any(step < 0):
+    if np.any(timestamps[at] < timestamps[at - 1]):
         return False
-    tied = at[step == 0]
+    tied = at[timestamps[at] == timestamps[at - 1]]
     return all(
         codes.utf8[one] < codes.utf8[other]
         for one, other in zip(

@@ -67,6 +67,8 @@ class _TolerantBatch(DefaultRecordBatch):  # type: ignore[misc]  # kafka-python 
         try:
             # Numbers are zigzag varints, so that one of a single byte is even unless negative.
             if (number := buffer[pos]) < _TWO_BYTES:
+                if number & 1:
+                    return None
                 length, pos = number >> 1, pos + 1
             else:
                 length, pos = decode_varint(buffer, pos)

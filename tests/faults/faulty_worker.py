@@ -18,7 +18,7 @@ from consumers import worker
 from consumers.click_topic import ClickTopic
 from consumers.takeover import Takeover
 from consumers.update_loop import Step
-from encoder.milvus_store import MilvusStore
+from encoder.milvus_store import Lease, MilvusStore, for_ever
 from mindstream import cli
 
 STEPS: tuple[str, ...] = get_args(Step)
@@ -73,20 +73,28 @@ def _with_points(fate: Fate) -> None:
     around(ClickTopic, "close", before="leaving")
     until_done = MilvusStore._until_done
 
-    def leased(store: MilvusStore, attempt: Callable[[float], None], *args: Any) -> None:
+    def leased(
+        store: MilvusStore,
+        attempt: Callable[[float], None],
+        doing: str,
+        deadline: float,
+        lease: Lease,
+    ) -> None:
         def reached(timeout_s: float) -> None:
-            fate.reach("leased")
+            if lease is not for_ever:  # collections are created without one
+                fate.reach("leased")
             attempt(timeout_s)
 
-        until_done(store, reached, *args)
+        until_done(store, reached, doing, deadline, lease)
 
     MilvusStore._until_done = leased  # type: ignore[method-assign]
     restore = ClickTopic.restore
 
     def restoring(*args: Any) -> Iterator[Any]:
-        for one in restore(*args):
-            fate.reach("restoring")
-            yield one
+        for records in restore(*args):
+            for _ in records:
+                fate.reach("restoring")
+            yield records
 
     ClickTopic.restore = restoring  # type: ignore[method-assign]
 
@@ -96,7 +104,7 @@ def main() -> None:
     fate = Fate(point, nth, signal.SIGSTOP if "stop" in sys.argv[3:] else signal.SIGKILL)
     _with_points(fate)
     if NO_LEASE in sys.argv[3:]:
-        ClickTopic.lease_left_s = lambda self: math.inf  # type: ignore[method-assign]
+        ClickTopic._lease_left_s = lambda self, membership: math.inf  # type: ignore[method-assign]
     # The command itself, so that signals and exit codes are those of a worker.
     worker.run_worker = partial(worker.run_worker, after_step=fate.reach)  # type: ignore[assignment]
     sys.argv = ["mindstream", "worker"]

@@ -76,7 +76,12 @@ def test_two_windows_whose_damages_make_up_for_each_other_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "window",
-    [Window(((2, "a"), (1, "b"))), Window(((1, "b"), (1, "a"))), Window(((1, "a"), (1, "a")))],
+    [
+        Window(((2**63 - 1, "a"), (-(2**63), "b"))),
+        Window(((2, "a"), (1, "b"))),
+        Window(((1, "b"), (1, "a"))),
+        Window(((1, "a"), (1, "a"))),
+    ],
 )
 def test_clicks_out_of_order_are_refused(window: Window) -> None:
     """In time, and in item where the time is the same."""
