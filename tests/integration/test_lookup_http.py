@@ -9,16 +9,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from deploy.local_broker import LocalBroker
+from deploy.local_milvus import LocalMilvusLite
 from deploy.loopback import free_ports
 from encoder.click import Click
 from lookup import Lookup
 from mindstream.environment import child_environment
-from tests.deployment import T0, Deployment, random_clicks, wait_until
+from tests.deployment import T0, Deployment, deployed, random_clicks, wait_until
 
 ODD = "a/b ü?#"
 
@@ -59,12 +62,8 @@ def get(url: str, path: str) -> tuple[int, Any]:
 def test_answers_are_those_of_the_client(deployment: Deployment) -> None:
     """Also for ids with slashes, and for users of whom nothing is known."""
     deployment.produce([*random_clicks(200), Click(ODD, "item-3", T0)])
+    deployment.consume_all()
     with service(deployment) as url:
-        status, text = get(url, "/readyz")
-        assert status == 503
-        assert "no release is in use" in text
-        deployment.consume_all()
-        assert get(url, "/readyz") == (200, deployment.release.name)
         with Lookup(deployment.settings.milvus) as lookup:
             for user in ("user-1", ODD):
                 mine, theirs = lookup.interests(user), lookup.candidates(user, limit=7)
@@ -117,6 +116,21 @@ def consumed(deployment: Deployment) -> Iterator[str]:
     deployment.consume_all()
     with service(deployment) as url:
         yield url
+
+
+def test_it_is_ready_once_a_release_is_in_use(broker: LocalBroker, tmp_path: Path) -> None:
+    """In a store of its own: which release is in use is said once for a whole store."""
+    with (
+        LocalMilvusLite() as store,
+        deployed(broker.bootstrap_servers, store.uri, tmp_path) as deployment,
+        service(deployment) as url,
+    ):
+        status, text = get(url, "/readyz")
+        assert status == 503
+        assert "no release is in use" in text
+        deployment.produce(random_clicks(5))
+        deployment.consume_all()
+        assert get(url, "/readyz") == (200, deployment.release.name)
 
 
 def test_a_port_that_is_taken_is_named(deployment: Deployment) -> None:
