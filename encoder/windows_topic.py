@@ -189,19 +189,18 @@ def read_window_records(
 def read_windows(
     settings: KafkaSettings, partitions: Iterable[int], *, timeout_s: float
 ) -> Iterator[tuple[int, str, Window | None]]:
-    """The newest window of each user of some partitions: (partition, user id, window).
+    """Windows in the order they were written, the newest of a user last: (partition, user, window).
 
     A window is None where it was removed. Takes and raises what `read_window_records` does, and
-    Misconfigured also where what counts of a user is no window.
+    Misconfigured also where a value is no window.
     """
-    newest: dict[tuple[int, str], WindowRecord] = {}
     for records in read_window_records(settings, partitions, timeout_s=timeout_s):
-        newest.update(((record.partition, record.user_id), record) for record in records)
-    for (partition, user_id), record in newest.items():
-        try:
-            yield partition, user_id, _window(record)
-        except CorruptWindowRecord as exc:
-            raise Misconfigured(exc.advice(settings.windows_topic)) from exc
+        for record in records:
+            try:
+                window = _window(record)
+            except CorruptWindowRecord as exc:
+                raise Misconfigured(exc.advice(settings.windows_topic)) from exc
+            yield record.partition, record.user_id, window
 
 
 def _window(record: Any) -> Window | None:
