@@ -21,6 +21,7 @@ from encoder.topics import check_topics, create_topics
 from encoder.window import Window, to_wire
 from encoder.windows_topic import read_windows
 from lookup import Lookup, UnknownItem
+from mindstream.group import committed_offsets
 from tests.deployment import DEADLINE_S, T0, Deployment, end, random_clicks, wait_until
 
 
@@ -228,6 +229,29 @@ def test_a_worker_that_has_forgotten_its_membership_cannot_commit(deployment: De
                 [(record.partition, "u", window)], [], {record.partition: 1}, topic.membership
             )
         assert not any(topic.restore(range(4)))
+    finally:
+        topic.close(timeout_s=5)
+
+
+def test_a_refused_commit_leaves_nothing_to_the_next_one(deployment: Deployment) -> None:
+    """Its batch was rolled back: its offsets must not come along with another batch's.
+
+    kafka-python keeps the offsets that a broker refused, and sends them again.
+    """
+    deployment.produce([Click("u", "item-1", T0)])
+    settings = deployment.settings
+    topic = ClickTopic(settings)
+    try:
+        wait_until(lambda: topic.poll(0.2)[0], "a click")
+        refused = topic.membership
+        with admin_client(settings.kafka) as admin:
+            remove_members(admin, settings.worker.group_id)
+        wait_until(lambda: topic._consumer.group_metadata().generation_id < 0, "a heartbeat")
+        with pytest.raises(Outdated):
+            topic.commit([], [], {0: 5, 1: 5, 2: 5}, refused)
+        wait_until(lambda: topic.poll(0.2)[1].gained, "the group to take it in again")
+        topic.commit([], [], {0: 1}, topic.membership)
+        assert committed_offsets(settings, 4) == {0: 1}
     finally:
         topic.close(timeout_s=5)
 
