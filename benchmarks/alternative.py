@@ -102,10 +102,8 @@ def _rate(deployment: Deployment, job: GuardedProcess, clicks: int) -> float:
     """Clicks committed per second, from a tenth on."""
     began, first, before, progressed = 0.0, 0, -1, time.perf_counter()
     while True:
-        done, now = (
-            sum(committed_offsets(deployment.settings, PARTITIONS).values()),
-            (time.perf_counter()),
-        )
+        done = sum(committed_offsets(deployment.settings, PARTITIONS).values())
+        now = time.perf_counter()
         if not began and done >= clicks / 10:
             began, first = now, done
         if done >= clicks:

@@ -14,6 +14,7 @@ from pymilvus import Collection, connections
 from quixstreams import Application, State
 from quixstreams.sinks.base import BatchingSink, SinkBatch
 
+from benchmarks.columns import upsert_columns
 from encoder.interests import ClickColumns, compute_interests, interest_key
 from encoder.mind_encoder import MindEncoder
 from encoder.release import fetch_release
@@ -56,17 +57,7 @@ def main() -> None:
             users = list(windows)
             rows, used = compute_interests(self._encoder, users, columns)
             if len(rows):
-                data = {
-                    "id": list(rows.keys),
-                    "user_id": list(rows.user_ids),
-                    "slot": rows.slots.tolist(),
-                    "weight": rows.weights.tolist(),
-                    "exemplar": list(rows.exemplars),
-                    "updated_at": rows.updated_at.tolist(),
-                    "vector": list(rows.vectors),
-                }
-                fields = self._collection.schema.fields
-                self._collection.upsert([data[field.name] for field in fields])
+                upsert_columns(self._collection, rows)
             stale = [
                 interest_key(user, slot)
                 for user, first in zip(users, used.tolist(), strict=True)

@@ -67,9 +67,8 @@ def at_least(
     **details: object,
 ) -> Result:
     """A figure that is good when it, or its ratio to the floor, is large."""
-    compared = value if floor is None else value / floor
-    words = f"≥ {goal:g}" + (" of the floor" if floor is not None else "")
-    return Result(name, value, unit, floor, words, bool(compared >= goal), details)
+    met = _compared(value, floor) >= goal
+    return Result(name, value, unit, floor, _words("≥", goal, floor), met, details)
 
 
 def at_most(
@@ -82,9 +81,16 @@ def at_most(
     **details: object,
 ) -> Result:
     """A figure that is good when it, or its ratio to the floor, is small."""
-    compared = value if floor is None else value / floor
-    words = f"≤ {goal:g}" + (" times the floor" if floor is not None else "")
-    return Result(name, value, unit, floor, words, bool(compared <= goal), details)
+    met = _compared(value, floor) <= goal
+    return Result(name, value, unit, floor, _words("≤", goal, floor), met, details)
+
+
+def _compared(value: float, floor: float | None) -> float:
+    return float(value if floor is None else value / floor)
+
+
+def _words(relation: str, goal: float, floor: float | None) -> str:
+    return f"{relation} {goal:g}" + ("" if floor is None else " times the floor")
 
 
 def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:

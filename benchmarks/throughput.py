@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pymilvus import Collection, MilvusClient, connections
 
+from benchmarks.columns import columns, upsert_columns
 from benchmarks.ground import WIDTH, Ground, StoreName, Traffic, serving
 from benchmarks.results import Result, at_least, say
 from encoder.interest_index import InterestIndex
@@ -191,10 +192,9 @@ def _ways(settings: MilvusSettings, index: InterestIndex) -> Iterator[tuple[str,
     warnings.filterwarnings("ignore", message=".*ORM-style")  # nothing else takes columns
 
     def as_dictionaries(release: str, rows: InterestRows) -> None:
-        columns = _columns(rows)
-        data = [
-            dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)
-        ]
+        by_field = columns(rows)
+        cells = zip(*by_field.values(), strict=True)
+        data = [dict(zip(by_field, row, strict=True)) for row in cells]
         client.upsert(f"interests_{release}", data)
 
     connections.connect("bench", uri=settings.uri)
@@ -203,9 +203,7 @@ def _ways(settings: MilvusSettings, index: InterestIndex) -> Iterator[tuple[str,
     def as_columns(release: str, rows: InterestRows) -> None:
         if release not in opened:
             opened[release] = Collection(f"interests_{release}", using="bench")
-        collection = opened[release]
-        columns = _columns(rows)
-        collection.upsert([columns[field.name] for field in collection.schema.fields])
+        upsert_columns(opened[release], rows)
 
     def as_we_do(release: str, rows: InterestRows) -> None:
         index.write_interests(release, rows, [], budget_s=60.0)
@@ -215,18 +213,6 @@ def _ways(settings: MilvusSettings, index: InterestIndex) -> Iterator[tuple[str,
     yield "mindstream", as_we_do
     connections.disconnect("bench")
     client.close()
-
-
-def _columns(rows: InterestRows) -> dict[str, list[object]]:
-    return {
-        "id": list(rows.keys),
-        "user_id": list(rows.user_ids),
-        "slot": rows.slots.tolist(),
-        "weight": rows.weights.tolist(),
-        "exemplar": list(rows.exemplars),
-        "updated_at": rows.updated_at.tolist(),
-        "vector": list(rows.vectors),
-    }
 
 
 def _rate(write: _Write, release: str, rows: list[InterestRows], users_per_batch: int) -> float:
