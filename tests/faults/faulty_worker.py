@@ -5,9 +5,9 @@ by SIGSTOP; whoever started it may wake it. With `no-lease` it writes to the sto
 """
 
 import math
-import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, get_args
@@ -49,7 +49,8 @@ class Fate:
         if point == self._point:
             self._left -= 1
             if self._left == 0:
-                os.kill(os.getpid(), self._signal)
+                # To this thread, or else it would go on until another one has taken the signal.
+                signal.pthread_kill(threading.get_ident(), self._signal)
 
 
 def _with_points(fate: Fate) -> None:
