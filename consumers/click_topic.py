@@ -103,6 +103,7 @@ class ClickTopic:
     def __init__(self, settings: Settings) -> None:
         kafka, worker = settings.kafka, settings.worker
         self._kafka = kafka
+        self._most = worker.max_batch_clicks
         self._budget_s = worker.step_budget_s
         self._stall_s = worker.open_transaction_s
         self._silence_s = worker.max_poll_interval_s
@@ -155,7 +156,7 @@ class ClickTopic:
 
         Args:
             timeout_s: how long to wait.
-            most: records to return, as far as none were held back; the settings' bound otherwise.
+            most: records to return; the settings' bound otherwise.
 
         Returns:
             Records in the order of their offsets within each partition, and how the assignment
@@ -163,7 +164,9 @@ class ClickTopic:
         """
         records = self._held_back or self._poll(timeout_s, most)
         self._held_back = []
-        return records, self._listener.take()
+        most = most or self._most
+        self.rewind(records[most:])
+        return records[:most], self._listener.take()
 
     def hold_back(self, records: list[Record]) -> None:
         """Have the next poll return these, as far as their partitions stay ours until then."""
@@ -391,11 +394,18 @@ class ClickTopic:
                 ) from exc
             raise
 
-    def rewind(self, offsets: dict[int, int]) -> None:
-        """Poll again from these offsets, where the partitions are still ours."""
-        self._held_back = [one for one in self._held_back if one.partition not in offsets]
+    def rewind(self, records: Iterable[Record]) -> None:
+        """Poll these and what follows them again, where their partitions are still ours.
+
+        Args:
+            records: in the order of their offsets within each partition.
+        """
+        first: dict[int, int] = {}
+        for record in records:
+            first.setdefault(record.partition, record.offset)
+        self._held_back = [one for one in self._held_back if one.partition not in first]
         assigned = self._consumer.assignment()
-        for number, offset in offsets.items():
+        for number, offset in first.items():
             partition = TopicPartition(self._kafka.clicks_topic, number)
             if partition in assigned:
                 self._consumer.seek(partition, offset)

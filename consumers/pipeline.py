@@ -83,11 +83,18 @@ class Pipeline(Generic[Item]):
             self._failed = None
             return left
 
-    def close(self) -> None:
-        """Let the threads end; an item's next step is not taken any more."""
+    def close(self, timeout_s: float) -> None:
+        """Let the threads end; an item's next step is not taken any more.
+
+        Args:
+            timeout_s: how long to wait for steps that are under way.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: not any(entry.busy for entry in self._entries), timeout_s
+            )
 
     def _run(self, number: int) -> None:
         while True:

@@ -212,9 +212,14 @@ class UpdateLoop:
         self._pipeline.wait(0)
         return self._collect()
 
-    def close(self) -> None:
-        """Let the threads end. What is in flight is not finished."""
-        self._pipeline.close()
+    def close(self, timeout_s: float) -> None:
+        """Let the threads end. What is in flight is not finished.
+
+        Args:
+            timeout_s: how long to wait for a write and a commit that are under way. Whoever leaves
+                the group before they end has its successor wait for rows to be written again.
+        """
+        self._pipeline.close(timeout_s)
 
     # In flight -----------------------------------------------------------------------------
 
@@ -271,7 +276,7 @@ class UpdateLoop:
             self._unsettled.abandon(batch.decision.next_offsets)
         records = [record for batch in batches for record in batch.records]
         again = [*(record for record in records if record.partition not in lost), *polled]
-        self._topic.rewind(_first_offsets(again))
+        self._topic.rewind(again)
         log.warning("batch.abandoned", records=len(records), reason=repr(failure))
         return False
 
@@ -323,7 +328,7 @@ class UpdateLoop:
         held = self._store.partitions
         if held.issuperset(record.partition for record in polled):
             return polled
-        self._topic.rewind(_first_offsets([r for r in polled if r.partition not in held]))
+        self._topic.rewind(record for record in polled if record.partition not in held)
         return [record for record in polled if record.partition in held]
 
     def _encode(self, decision: Decision, records: list[Record]) -> Encoded:
@@ -367,13 +372,12 @@ class UpdateLoop:
     # Around the steps ----------------------------------------------------------------------
 
     def _around(self, now: float) -> None:
-        """What is due between batches."""
+        """What is due between batches: one thing at a time, as each may take a step's budget."""
         most = self._settings.worker.max_batch_clicks
-        if self._settling.due(now, most=most) and self.finish():
-            due = self._settling.due(now, most=most)
-            if due is not None:
+        if self._settling.due(now, most=most):
+            if self.finish() and (due := self._settling.due(now, most=most)):
                 self._write_again(*due)
-        if now >= self._expire_at and self.finish():
+        elif now >= self._expire_at and self.finish():
             self._expire_at = now + _EXPIRE_EVERY_S
             self._expire_erasures()
         self._summary.log_if_due(now, self._report_lag())
@@ -439,13 +443,6 @@ class UpdateLoop:
                 self._metrics.lag.labels(str(partition)).set(max(0, end - position))
                 total += max(0, end - position)
         return total
-
-
-def _first_offsets(records: list[Record]) -> dict[int, int]:
-    first: dict[int, int] = {}
-    for record in records:
-        first.setdefault(record.partition, record.offset)
-    return first
 
 
 class _Summary:

@@ -110,7 +110,7 @@ def _serve(
                 loop.turn(_POLL_S)
             loop.finish()
         finally:
-            loop.close()
+            loop.close(settings.worker.stop_budget_s / 2)
     finally:
         topic.close(timeout_s=settings.worker.stop_budget_s / 2)
 

@@ -160,11 +160,13 @@ class WorkerSettings(_Section):
 
     @model_validator(mode="after")
     def _budgets_nest(self) -> Self:
-        # Between two polls two batches may be waited for: while the first is written, while it is
-        # committed and the second written, and while that is committed, each for a step's budget.
-        if 3 * self.step_budget_s >= self.max_poll_interval_s:
+        # Between two polls three batches may be waited for, which overlap: while the first is
+        # committed and the second written, while that is committed and the third written, and while
+        # that is committed. Then rows are written again, or erasures expire. Each takes a step's
+        # budget at most.
+        if 4 * self.step_budget_s >= self.max_poll_interval_s:
             raise ValueError(
-                f"step_budget_s ({self.step_budget_s:g}) must be less than a third of"
+                f"step_budget_s ({self.step_budget_s:g}) must be less than a quarter of"
                 f" max_poll_interval_s ({self.max_poll_interval_s:g})"
             )
         return self

@@ -49,7 +49,7 @@ def _slow(ground: Ground) -> Outcome:
 
 def _away(ground: Ground) -> Outcome:
     """Not there at the start, and gone for longer than the poll interval: the worker ends by 75."""
-    budgets = {"step_budget_s": 4.0, "max_poll_interval_s": 13.0}
+    budgets = {"step_budget_s": 4.0, "max_poll_interval_s": 17.0}
     with ground.deployment(**budgets) as deployment:
         with Traffic(deployment, ground.seed()) as traffic:
             (port,) = free_ports(1)

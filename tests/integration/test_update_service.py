@@ -256,6 +256,27 @@ def test_a_refused_commit_leaves_nothing_to_the_next_one(deployment: Deployment)
         topic.close(timeout_s=5)
 
 
+def test_what_was_held_back_comes_in_batches_like_any_other(deployment: Deployment) -> None:
+    """A takeover's polls may hold back more than a batch; how much may be in flight is bounded."""
+    deployment.produce(random_clicks(200))
+    topic = ClickTopic(deployment.settings)
+    try:
+        held: list[Record] = []
+        while len(held) < 100:
+            held += topic.poll(0.2, 60)[0]
+        topic.hold_back(held)
+        found: list[Record] = []
+        while len(found) < 200:
+            records = topic.poll(0.2, 7)[0]
+            assert len(records) <= 7
+            found += records
+        for partition in range(4):
+            offsets = [record.offset for record in found if record.partition == partition]
+            assert offsets == list(range(len(offsets)))
+    finally:
+        topic.close(timeout_s=5)
+
+
 def test_a_takeover_that_loses_its_partitions_is_abandoned_and_repeated(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

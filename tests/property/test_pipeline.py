@@ -49,7 +49,7 @@ def test_items_go_in_order_and_stop_together(
         finished, failure = pipeline.take_finished(), pipeline.failure
         unfinished = [] if failure is None else pipeline.take_unfinished()
     finally:
-        pipeline.close()
+        pipeline.close(10)
     assert finished + unfinished == list(range(count))
     first = min((item for item, _ in failing if item < count), default=count)
     if failure is None:
@@ -86,7 +86,7 @@ def test_steps_of_different_items_overlap() -> None:
     pipeline.submit(1)
     pipeline.wait(0)
     assert pipeline.failure is None
-    pipeline.close()
+    pipeline.close(10)
 
 
 def test_it_goes_on_after_a_failure() -> None:
@@ -109,4 +109,23 @@ def test_it_goes_on_after_a_failure() -> None:
     pipeline.wait(0)
     assert pipeline.failure is None
     assert pipeline.take_finished() == ["a", "b"]
-    pipeline.close()
+    pipeline.close(10)
+
+
+def test_closing_waits_for_steps_under_way_but_takes_no_more() -> None:
+    """And not for longer than it was told to."""
+    begun, end, done = threading.Event(), threading.Event(), list[str]()
+
+    def first(item: str) -> None:
+        begun.set()
+        end.wait(10)
+        done.append(item)
+
+    pipeline: Pipeline[str] = Pipeline([first, lambda item: done.append("second")], "test")
+    pipeline.submit("a")
+    assert begun.wait(10)
+    pipeline.close(0.01)
+    assert done == []
+    threading.Timer(0.05, end.set).start()
+    pipeline.close(10)
+    assert done == ["a"]

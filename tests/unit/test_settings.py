@@ -38,7 +38,7 @@ def test_every_problem_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 def test_budgets_must_nest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries must end before the group gives the worker up."""
     monkeypatch.setenv("MINDSTREAM_WORKER__STEP_BUDGET_S", "150")
-    with pytest.raises(SettingsError, match=r"step_budget_s \(150\) must be less than a third"):
+    with pytest.raises(SettingsError, match=r"step_budget_s \(150\) must be less than a quarter"):
         load_settings()
 
 
