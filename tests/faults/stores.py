@@ -58,16 +58,16 @@ def _server_slow(ground: Ground) -> Outcome:
 
 
 def _ends_without_committing(
-    ground: Ground, deployment: Deployment, spoil: Callable[[], None]
+    ground: Ground, deployment: Deployment, spoil: Callable[[], None], turn: int = 0
 ) -> None:
-    """A worker whose writes fail until its budget is spent."""
+    """A worker whose writes fail until its budget is spent, in turn."""
     worker = ground.worker(deployment, instance="w")
     worker.wait_for("partitions.taken")
     deployment.wait_until_consumed()
     spoil()
     before = committed_offsets(deployment.settings, deployment.partitions)
     # Clicks newer than all before: a batch that changes no window has nothing to write.
-    with Traffic(deployment, ground.seed(), start_ms=T0 + 10_000_000):
+    with Traffic(deployment, ground.seed(), start_ms=T0 + (turn + 1) * 10_000_000):
         assert worker.wait_ended() == EXIT_UNAVAILABLE, worker.log()
     after = committed_offsets(deployment.settings, deployment.partitions)
     assert after == before, f"committed {after} after {before}, though nothing could be written"
@@ -117,8 +117,8 @@ def _disk_full(ground: Ground) -> Outcome:
     with ground.deployment(milvus_uri=lite.uri, step_budget_s=_SMALL_BUDGET_S) as deployment:
         with Traffic(deployment, ground.seed()):
             ground.consume(deployment)
-        for _ in range(injected):
-            _ends_without_committing(ground, deployment, lite.fill)
+        for turn in range(injected):
+            _ends_without_committing(ground, deployment, lite.fill, turn)
             lite.clear()
         return ground.close(deployment, injected, f"exit code {EXIT_UNAVAILABLE}")
 
