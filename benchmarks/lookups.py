@@ -1,102 +1,125 @@
-"""User to candidates, through the client, while nothing else happens and under full writing."""
+"""User to candidates, through the client and over HTTP, alone and under full writing."""
 
 from __future__ import annotations
 
+import json
 import random
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from http.client import HTTPConnection
 
 import numpy as np
 
-from benchmarks.ground import ITEMS, Ground, StoreName, Traffic, serving
+from benchmarks.ground import ITEMS, PARTITIONS, Ground, StoreName, Traffic, serving
 from benchmarks.results import Result, at_most, percentiles_ms, say
 from lookup import Lookup
-from mindstream.worker_process import WorkerProcess
+from mindstream.group import committed_offsets
 from tests.deployment import Deployment
+from tests.lookup_service import lookup_service
 
 _USERS = 20_000
 _CLICKS = 100_000
+_BACKLOG = 1_500_000
 _LOOKUPS = 1_000
 _LIMIT = 50
 _GOAL_MS = 15.0
 _CHECKED = 20
 
+_Candidates = Callable[[str], list[str]]
+
 
 def lookups(ground: Ground, store: StoreName) -> Iterator[Result]:
     """50 candidates among 100,000 items."""
     traffic = Traffic(ground.size(_CLICKS), ground.size(_USERS), ground.seed)
-    with ground.deployment(store) as deployment, serving(deployment) as worker:
+    backlog = Traffic(ground.size(_BACKLOG), ground.size(_USERS), ground.seed + 1)
+    rng = random.Random(ground.seed)
+    known = [f"user-{user:08d}" for user in np.unique(traffic.user).tolist()]
+    with ground.deployment(store) as deployment:
         traffic.produce(deployment)
-        deployment.wait_until_consumed()
-        rng = random.Random(ground.seed)
-        known = sorted(set(traffic.user.tolist()))
-        with Lookup(deployment.settings.milvus) as lookup:
+        with serving(deployment):
+            deployment.wait_until_consumed()
+        with (
+            Lookup(deployment.settings.milvus) as lookup,
+            lookup_service(deployment.settings) as url,
+        ):
+            ways: dict[str, AbstractContextManager[_Candidates]] = {
+                "client": nullcontext(partial(_through_client, lookup)),
+                "http": _OverHttp(url),
+            }
             recall = _recall(deployment, lookup, rng, known)
             say(f"  recall of the store's search: {recall:.3f}")
-            for condition in ("alone", "while writing"):
-                with _writing(deployment, worker, condition == "while writing", ground):
-                    seconds = _timed(lookup, rng, known, ground.size(_LOOKUPS))
-                found = percentiles_ms(seconds)
-                yield at_most(
-                    f"lookup-{store}-{condition.replace(' ', '-')}",
-                    found["p99_ms"],
-                    "ms (p99)",
-                    _GOAL_MS,
-                    lookups=len(seconds),
-                    recall=round(recall, 3),
-                    items=ITEMS,
-                    **found,
-                )
-        worker.check()
+
+            def measured(condition: str) -> Iterator[Result]:
+                for name, way in ways.items():
+                    with way as candidates:
+                        seconds = _timed(candidates, rng, known, ground.size(_LOOKUPS))
+                    found = percentiles_ms(seconds)
+                    yield at_most(
+                        f"lookup-{store}-{name}-{condition}",
+                        found["p99_ms"],
+                        "ms (p99)",
+                        _GOAL_MS,
+                        lookups=len(seconds),
+                        recall=round(recall, 3),
+                        items=ITEMS,
+                        **found,
+                    )
+
+            yield from measured("alone")
+            backlog.produce(deployment)
+            with serving(deployment) as worker:
+                yield from measured("writing")
+                worker.check()
+                done = sum(committed_offsets(deployment.settings, PARTITIONS).values())
+                if done >= len(traffic) + len(backlog):
+                    raise SystemExit(f"lookup-{store}: the backlog was at its end too early")
 
 
-def _timed(lookup: Lookup, rng: random.Random, known: list[int], count: int) -> list[float]:
+def _through_client(lookup: Lookup, user_id: str) -> list[str]:
+    return [hit.id for hit in lookup.candidates(user_id, limit=_LIMIT).items]
+
+
+class _OverHttp:
+    """Over one connection, which is kept within a `with`."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = HTTPConnection(url.removeprefix("http://"), timeout=20)
+
+    def __enter__(self) -> _Candidates:
+        return self._candidates
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def _candidates(self, user_id: str) -> list[str]:
+        self._connection.request("GET", f"/users/{user_id}/candidates?limit={_LIMIT}")
+        answer = json.loads(self._connection.getresponse().read())
+        return [hit["id"] for hit in answer["items"]]
+
+
+def _timed(
+    candidates: _Candidates, rng: random.Random, known: list[str], count: int
+) -> list[float]:
     seconds = []
     for _ in range(count):
-        user_id = f"user-{rng.choice(known):08d}"
+        user_id = rng.choice(known)
         began = time.perf_counter()
-        found = lookup.candidates(user_id, limit=_LIMIT)
+        found = candidates(user_id)
         seconds.append(time.perf_counter() - began)
-        if len(found.items) != _LIMIT:
-            raise SystemExit(f"{user_id} has {len(found.items)} candidates, not {_LIMIT}")
+        if len(found) != _LIMIT:
+            raise SystemExit(f"{user_id} has {len(found)} candidates, not {_LIMIT}")
     return seconds
 
 
-def _recall(deployment: Deployment, lookup: Lookup, rng: random.Random, known: list[int]) -> float:
+def _recall(deployment: Deployment, lookup: Lookup, rng: random.Random, known: list[str]) -> float:
     """Of the nearest items by brute force."""
     items, shares = deployment.release.items[1:], []
-    for user in rng.sample(known, min(_CHECKED, len(known))):
-        user_id = f"user-{user:08d}"
+    for user_id in rng.sample(known, min(_CHECKED, len(known))):
         interests = lookup.interests(user_id, consistency="Strong").interests
         scores = np.max([items @ interest.vector for interest in interests], axis=0)
         nearest = {f"item-{row + 1}" for row in np.argsort(-scores)[:_LIMIT].tolist()}
-        found = {hit.id for hit in lookup.candidates(user_id, limit=_LIMIT).items}
+        found = set(_through_client(lookup, user_id))
         shares.append(len(nearest & found) / _LIMIT)
     return float(np.mean(shares))
-
-
-@contextmanager
-def _writing(
-    deployment: Deployment, worker: WorkerProcess, wanted: bool, ground: Ground
-) -> Iterator[None]:
-    """A backlog that lasts while the block runs, where wanted."""
-    over = threading.Event()
-
-    def produce() -> None:
-        seed = ground.seed
-        while not over.is_set():
-            seed += 1
-            Traffic(20_000, ground.size(_USERS), seed).produce(deployment)
-
-    thread = threading.Thread(target=produce)
-    if wanted:
-        thread.start()
-        time.sleep(2.0)
-    try:
-        yield
-    finally:
-        over.set()
-        if wanted:
-            thread.join()

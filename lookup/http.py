@@ -37,6 +37,7 @@ from lookup.client import Lookup, UnknownItem
 
 _BOUNDS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _RETRY_AFTER_S: Final = "1"
+_KEEP_ALIVE_S: Final = 75  # longer than load balancers keep idle connections, commonly a minute
 
 log = structlog.get_logger()
 
@@ -120,7 +121,9 @@ def serve(lookup: Lookup, stop: threading.Event, *, host: str, port: int) -> Non
             f"cannot listen on {host}:{port}: {exc};"
             " check MINDSTREAM_LOOKUP__HTTP_HOST and MINDSTREAM_LOOKUP__HTTP_PORT"
         ) from exc
-    config = uvicorn.Config(application(lookup), log_config=None, access_log=False)
+    config = uvicorn.Config(
+        application(lookup), log_config=None, access_log=False, timeout_keep_alive=_KEEP_ALIVE_S
+    )
     server = uvicorn.Server(config)
     # On a thread of its own, since it would take our signals over.
     thread = threading.Thread(target=server.run, args=([listening],), name="http")

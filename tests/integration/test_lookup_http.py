@@ -1,16 +1,11 @@
 """The look-up service as its users meet it: a process, and requests over HTTP."""
 
-import json
 import re
 import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -21,49 +16,17 @@ from deploy.loopback import free_ports
 from encoder.click import Click
 from lookup import Lookup
 from mindstream.environment import child_environment
-from tests.deployment import T0, Deployment, deployed, random_clicks, wait_until
+from tests.deployment import T0, Deployment, deployed, random_clicks
+from tests.lookup_service import get, lookup_service
 
 ODD = "a/b ü?#"
-
-
-@contextmanager
-def service(deployment: Deployment, **environment: str) -> Iterator[str]:
-    """The address of a running `mindstream serve`."""
-    (port,) = free_ports(1)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mindstream", "serve"],
-        env={
-            **child_environment(deployment.settings),
-            "MINDSTREAM_LOOKUP__HTTP_PORT": str(port),
-            **environment,
-        },
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: process.poll() is not None or get(url, "/livez")[0] == 200, "a server")
-        assert process.poll() is None
-        yield url
-    finally:
-        process.terminate()
-        assert process.wait(20) == 0
-
-
-def get(url: str, path: str) -> tuple[int, Any]:
-    try:
-        with urllib.request.urlopen(url + path, timeout=20) as answer:  # noqa: S310
-            status, text = answer.status, answer.read().decode()
-    except urllib.error.HTTPError as exc:
-        status, text = exc.code, exc.read().decode()
-    except OSError:
-        return 0, ""
-    return status, json.loads(text) if text.startswith("{") else text
 
 
 def test_answers_are_those_of_the_client(deployment: Deployment) -> None:
     """Also for ids with slashes, and for users of whom nothing is known."""
     deployment.produce([*random_clicks(200), Click(ODD, "item-3", T0)])
     deployment.consume_all()
-    with service(deployment) as url:
+    with lookup_service(deployment.settings) as url:
         with Lookup(deployment.settings.milvus) as lookup:
             for user in ("user-1", ODD):
                 mine, theirs = lookup.interests(user), lookup.candidates(user, limit=7)
@@ -114,7 +77,7 @@ def test_what_is_wrong_is_named(consumed: str, path: str, status: int, why: str)
 def consumed(deployment: Deployment) -> Iterator[str]:
     deployment.produce(random_clicks(20))
     deployment.consume_all()
-    with service(deployment) as url:
+    with lookup_service(deployment.settings) as url:
         yield url
 
 
@@ -123,7 +86,7 @@ def test_it_is_ready_once_a_release_is_in_use(broker: LocalBroker, tmp_path: Pat
     with (
         LocalMilvusLite() as store,
         deployed(broker.bootstrap_servers, store.uri, tmp_path) as deployment,
-        service(deployment) as url,
+        lookup_service(deployment.settings) as url,
     ):
         status, text = get(url, "/readyz")
         assert status == 503
