@@ -84,7 +84,7 @@ class InterestIndex:
     def create_release(self, release: str, width: int) -> None:
         """Create a release's two collections where they do not exist yet, and load them."""
         self._store.create(_interests(release), ("id", _KEY_BYTES), _INTEREST_SCALARS, width)
-        self._store.create(_items(release), ("item_id", MAX_ID_BYTES), {}, width)
+        self._store.create(_items(release), ("item_id", MAX_ID_BYTES), {}, width, index_type="FLAT")
 
     def has_release(self, release: str) -> bool:
         """Whether both collections of a release exist."""
@@ -205,6 +205,7 @@ class InterestIndex:
             deadline = time.monotonic() + _WRITE_BUDGET_S
             self._store.upsert(_items(release), columns, deadline=deadline)
             yield start + len(some)
+        self._store.flush(_items(release))
 
     # Reads ---------------------------------------------------------------------------------
 

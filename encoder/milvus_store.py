@@ -26,6 +26,7 @@ from encoder.milvus_request import upsert_request
 from encoder.settings import MilvusSettings
 
 Consistency = Literal["Strong", "Bounded", "Session", "Eventually"]
+IndexType = Literal["AUTOINDEX", "FLAT"]
 Row = dict[str, Any]
 Lease = Callable[[], float]
 """For how many seconds the caller may still write; none are left at or below 0."""
@@ -76,6 +77,8 @@ class MilvusStore:
         key: tuple[str, int],
         scalars: Mapping[str, tuple[DataType, dict[str, Any]]],
         width: int,
+        *,
+        index_type: IndexType = "AUTOINDEX",
     ) -> None:
         """Create a collection where there is none, and load it.
 
@@ -84,6 +87,7 @@ class MilvusStore:
             key: the primary key's field, and its longest value in bytes.
             scalars: further fields.
             width: D of the field `vector`, which is searched by inner product.
+            index_type: FLAT compares with every vector; what AUTOINDEX does is up to the store.
 
         Raises:
             Misconfigured: it exists with vectors of another width.
@@ -94,7 +98,7 @@ class MilvusStore:
             schema.add_field(field, kind, **parameters)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
         index = self._client.prepare_index_params()
-        index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
+        index.add_index("vector", index_type=index_type, metric_type="IP")
         doing = f"creating {name}"
 
         def attempt(timeout_s: float) -> None:
@@ -200,6 +204,11 @@ class MilvusStore:
                 self.delete(name, key, found, deadline=time.monotonic() + timeout_s, lease=lease)
 
         self._until_done(attempt, f"deleting from {name}", deadline, lease)
+
+    def flush(self, name: str) -> None:
+        """Have the store move the rows written so far from its log to where it searches fast."""
+        with self._translated(f"flushing {name}"):
+            self._client.flush(name, timeout=_SETUP_TIMEOUT_S)
 
     # Reads ---------------------------------------------------------------------------------
 

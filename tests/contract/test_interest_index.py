@@ -5,10 +5,13 @@ import sys
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pymilvus import MilvusClient
+from pymilvus.exceptions import MilvusException
 
 from deploy.local_milvus import LocalMilvusLite
 from encoder.errors import LeaseRanOut, Misconfigured, Unavailable
@@ -16,6 +19,7 @@ from encoder.interest_index import InterestIndex, ReleaseInUse
 from encoder.interests import InterestRows, interest_key
 from encoder.milvus_client import close_embedded
 from encoder.settings import MilvusSettings
+from tests.deployment import wait_until
 
 WIDTH = 8
 SLOTS = 4
@@ -181,6 +185,34 @@ def test_items_are_found_by_inner_product_and_by_id(index: InterestIndex, releas
         np.testing.assert_allclose([hit.score for hit in hits], scores[best], rtol=1e-5)
     assert set(index.item_vectors(release, ["item-7", "unknown"], "Strong")) == {"item-7"}
     assert index.count("items", release) >= 300
+
+
+def test_no_item_is_missed_among_many(index: InterestIndex) -> None:
+    """Also once the store has indexed them, which approximate indexes of both stores fail."""
+    release, count, limit = f"many_{uuid.uuid4().hex[:10]}", 20_000, 50
+    width = 64
+    rng = np.random.default_rng(5)
+    vectors = rng.normal(size=(count, width)).astype(np.float32)
+    index.create_release(release, width)
+    try:
+        assert list(index.write_items(release, [str(n) for n in range(count)], vectors))
+        client = index._store._client
+        client.release_collection(f"items_{release}")
+        wait_until(lambda: _loads(client, f"items_{release}"), "items to be indexed")
+        asked = rng.normal(size=(20, width)).astype(np.float32)
+        found = index.nearest_items(release, asked, limit, "Strong")
+        for hits, scores in zip(found, asked @ vectors.T, strict=True):
+            assert {int(hit.id) for hit in hits} == set(np.argsort(-scores)[:limit].tolist())
+    finally:
+        index.drop_release(release)
+
+
+def _loads(client: MilvusClient, collection: str) -> bool:
+    """With its index; Lite refuses while it is still writing that."""
+    with suppress(MilvusException):
+        client.load_collection(collection)
+        return True
+    return False
 
 
 def test_users_near_an_item_come_once_each(index: InterestIndex, release: str) -> None:
