@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -17,9 +18,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
+from kafka import KafkaProducer, TopicPartition
+
 from deploy.local_broker import LocalBroker
 from deploy.local_milvus import LocalMilvusLite
-from encoder.kafka_client import producer
+from encoder.kafka_client import end_offsets, producer
 from mindstream.group import committed_offsets
 from tests.deployment import ITEMS, T0, Deployment
 from tests.faults.ground import Ground
@@ -47,6 +50,7 @@ class SteadyClicks:
         """Start it."""
         self.per_s = per_s
         self.produced = 0
+        self.failed: list[BaseException] = []
         self._kafka = deployment.settings.kafka
         self._rng = rng
         self._over = threading.Event()
@@ -79,7 +83,7 @@ class SteadyClicks:
         client.flush()
         client.close()
 
-    def _send(self, client: object) -> None:
+    def _send(self, client: KafkaProducer) -> None:
         user = f"user-{int(_USERS * self._rng.random() ** 2)}"
         at = T0 + int(self.produced / 10) - self._rng.choice((0, 0, 0, 300))
         item = self._rng.randint(1, ITEMS + 10)
@@ -93,9 +97,10 @@ class SteadyClicks:
             value = value[:-1]
         elif drawn < 0.0055:
             value = None
-        client.send(  # type: ignore[attr-defined]
+        sent = client.send(
             self._kafka.clicks_topic, key=user.encode(), value=value, timestamp_ms=at
         )
+        sent.add_errback(self.failed.append)
 
 
 class Soak:
@@ -118,9 +123,16 @@ class Soak:
         time.sleep(seconds)
         return (self._committed() - before) / (time.monotonic() - began)
 
-    def lag(self, produced: int) -> int:
-        """Records produced and not yet committed."""
-        return produced - self._committed()
+    def lag(self) -> int:
+        """Records on the topic and not yet committed."""
+        return self.on_topic() - self._committed()
+
+    def on_topic(self) -> int:
+        """Records that the broker has."""
+        kafka = self._deployment.settings.kafka
+        partitions = range(self._deployment.partitions)
+        asked = [TopicPartition(kafka.clicks_topic, partition) for partition in partitions]
+        return sum(end_offsets(kafka, asked).values())
 
     def sample(self) -> None:
         """Note resident memory, in MB."""
@@ -134,9 +146,18 @@ class Soak:
             self.memory[name].append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
 
     def line(self, seconds: float, produced: int) -> str:
-        """Where it stands: lag and the newest sample of memory."""
+        """Where it stands: lag, what the producer still holds, and the newest sample of memory."""
         memory = ", ".join(f"{name} {values[-1]:.0f} MB" for name, values in self.memory.items())
-        return f"  {seconds / 60:5.1f} min: {self.lag(produced):>9,} clicks behind; {memory}"
+        held = produced - self.on_topic()
+        return (
+            f"  {seconds / 60:5.1f} min: {self.lag():>9,} clicks behind, {held:,} on their way to"
+            f" the broker; {memory}"
+        )
+
+    def check(self) -> None:
+        """Both workers must be running."""
+        for worker in (self.steady, self._other):
+            worker.check_running()
 
     def inject(self) -> None:
         """One fault, drawn."""
@@ -203,6 +224,7 @@ def run(ground: Ground, *, minutes: float, share: float) -> dict[str, object]:
             over = started + 60 * minutes
             following = started + _FAULT_EVERY_S
             while time.monotonic() < over:
+                soak.check()
                 soak.sample()
                 if len(soak.memory["worker"]) % _REPORT_EVERY_SAMPLES == 0:
                     say(soak.line(time.monotonic() - started, clicks.produced))
@@ -214,7 +236,7 @@ def run(ground: Ground, *, minutes: float, share: float) -> dict[str, object]:
             rate = (clicks.produced - produced) / seconds
         finally:
             clicks.stop()
-        lag = soak.lag(clicks.produced)
+        lag = soak.lag()
         deployment.wait_until_consumed()
         soak.end()
         outcome = ground.close(deployment, sum(soak.injected.values()))
@@ -234,6 +256,7 @@ def run(ground: Ground, *, minutes: float, share: float) -> dict[str, object]:
         "clicks_per_s": round(rate),
         "injected": outcome.injected,
         "clicks": outcome.clicks,
+        "unsent": len(clicks.failed),
         "lag_when_traffic_ended": lag,
         "lost": outcome.lost,
         "duplicated": outcome.duplicated,
@@ -242,6 +265,7 @@ def run(ground: Ground, *, minutes: float, share: float) -> dict[str, object]:
         "failed": [
             name
             for name, failed in (
+                ("unsent", clicks.failed),
                 ("lost", outcome.lost),
                 ("duplicated", outcome.duplicated),
                 ("wrong_rows", outcome.wrong_rows),
@@ -266,19 +290,17 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=0.8, help="of the sustainable rate")
     parser.add_argument("--seed", type=int, default=0, help="another draw")
     options = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="mindstream-soak-") as folder,
-        LocalBroker() as broker,
-        LocalMilvusLite() as lite,
-        ExitStack() as stack,
-    ):
+    folder = Path(tempfile.mkdtemp(prefix="mindstream-soak-"))
+    say(f"logs are in {folder}, and stay there if anything is wrong")
+    with LocalBroker() as broker, LocalMilvusLite() as lite, ExitStack() as stack:
         rng = random.Random(options.seed)  # noqa: S311  nothing secret
-        ground = Ground(
-            broker, lite, Path(folder), rng, quick=False, shared=SharedServers(), stack=stack
-        )
+        ground = Ground(broker, lite, folder, rng, quick=False, shared=SharedServers(), stack=stack)
         report = run(ground, minutes=options.minutes, share=options.share)
     say(json.dumps(report))
-    return int(bool(report["failed"]))
+    if report["failed"]:
+        return 1
+    shutil.rmtree(folder)
+    return 0
 
 
 def say(line: str) -> None:

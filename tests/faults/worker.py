@@ -44,6 +44,11 @@ class Worker:
         """Whether it has not ended; a stopped one has not."""
         return self._process.poll() is None
 
+    def check_running(self) -> None:
+        """Raises AssertionError, with the end of its log, if it has ended."""
+        code = self._process.poll()
+        assert code is None, f"the worker ended with {code}:\n{self.log()[-3000:]}"
+
     def log(self) -> str:
         """All it printed so far."""
         return self._log.read_text(errors="replace")
