@@ -12,7 +12,7 @@ from kafka.errors import FencedInstanceIdError, KafkaError, ProducerFencedError
 
 from encoder.errors import Misconfigured, Unavailable
 from encoder.header_names import accept_any_header_name
-from encoder.kafka_bootstrap import REFUSALS, net_client, tls_error
+from encoder.kafka_net_client import REFUSALS, net_client, tls_error
 from encoder.settings import KafkaSettings
 from encoder.tls import TlsFiles
 

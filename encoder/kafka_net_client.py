@@ -1,12 +1,16 @@
-"""Lets a client of Kafka start at once, and fail at once when no broker will ever take it.
+"""The network side of our clients of Kafka: what kafka-python 3.0 does not do by itself.
 
-kafka-python means to raise failed logins instead of trying again, but version 3.0 forgets each at
-once: a wrong password and a wrong certificate alike are tried again until the time-out, and end as
-one. Here they are kept, for as long as a client looks for its first broker. Later ones are left to
-the library: a broker being restarted may fail in any way.
+**Fail at once when no broker will ever take us.** It means to raise failed logins instead of trying
+again, but forgets each at once: a wrong password and a wrong certificate alike are tried again
+until the time-out, and end as one. Here they are kept, for as long as a client looks for its first
+broker. Later ones are left to the library: a broker being restarted may fail in any way.
 
-A client's first question about a topic fails, for want of the topic's metadata, and kafka-python
-waits 100 ms before it fetches that. A worker makes ten clients while it starts.
+**Start at once.** A client's first question about a topic fails, for want of the topic's metadata,
+and kafka-python waits 100 ms before it fetches that. A worker makes ten clients while it starts.
+
+**Outlast a restart of the broker within a transaction.** A request of a transaction that meets no
+connection is lost, and the producer waits for its answer until all time-outs are over: they are put
+back only where the client says that a node is not ready, but kafka-python's client raises.
 """
 
 from __future__ import annotations
@@ -18,9 +22,12 @@ from typing import Any
 from kafka.errors import (
     AuthorizationError,
     IllegalSaslStateError,
+    KafkaConnectionError,
+    NodeNotReadyError,
     SaslAuthenticationFailedError,
     UnsupportedSaslMechanismError,
 )
+from kafka.future import Future
 from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
@@ -48,7 +55,22 @@ def tls_error(exc: BaseException) -> ssl.SSLError | None:
 def net_client(**config: Any) -> KafkaNetClient:
     """For the configuration `kafka_client` of kafka-python's clients."""
     net = NetworkSelector(**config)
-    return KafkaNetClient(net=net, manager=_Manager(net, **config), **config)
+    return _Client(net=net, manager=_Manager(net, **config), **config)
+
+
+class _Client(KafkaNetClient):  # type: ignore[misc]  # kafka-python is untyped
+    def await_ready(self, node_id: str, timeout_ms: float = 30_000) -> bool:
+        try:
+            return bool(super().await_ready(node_id, timeout_ms=timeout_ms))
+        except KafkaConnectionError:
+            return False
+
+    def send(self, node_id: str, request: Any, **options: Any) -> Any:
+        sent = super().send(node_id, request, **options)
+        if sent.failed() and isinstance(sent.exception, NodeNotReadyError):
+            # Of a transaction's requests only those that met no connection are sent again.
+            return Future().failure(KafkaConnectionError(str(sent.exception)))
+        return sent
 
 
 class _Manager(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python is untyped
@@ -64,7 +86,12 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python is
         return connection
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
-        transport = await super()._build_transport(node, timeout_at=timeout_at)
+        try:
+            transport = await super()._build_transport(node, timeout_at=timeout_at)
+        except KafkaConnectionError as exc:
+            # It and the frames that it came through hold each other, and one holds the socket.
+            exc.with_traceback(None)
+            raise
         receive = transport._sock_recv
 
         def received_first() -> tuple[bytes, Exception | None]:
