@@ -59,6 +59,14 @@ class AssignmentChange:
     lost: set[int] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """Whose commit the group refused, and when (time.monotonic)."""
+
+    member: tuple[int, str]
+    at: float
+
+
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python is untyped
     """Notes changes. Called on the client's own loop, where blocking would stop heartbeats."""
 
@@ -113,7 +121,7 @@ class ClickTopic:
         self._polled_at = self._began_at = time.monotonic()
         self._listener = _Listener()
         self._membership: Any = None  # as of the last poll: what its clicks are committed with
-        self._outdated: tuple[int, str] | None = None  # who the group no longer accepts
+        self._refused: _Refused | None = None
         self._held_back: list[Record] = []
         self._extents: dict[int, Extent] = {}  # of the partitions taken over, as committed
         accept_any_header_name()
@@ -215,7 +223,7 @@ class ClickTopic:
         member = _member(self._membership) if self._membership else None
         with translated("polling clicks", self._kafka):
             leased = self._membership is None or self.lease_left_s() > 0
-            if self._outdated is not None or not leased:
+            if self._refused is not None or not leased:
                 # Take part in the group, but take no clicks that we could not write or commit.
                 self._consumer.pause(*self._consumer.assignment())
             polled = self._consumer.poll(int(timeout_s * 1000), max_records=most)
@@ -225,17 +233,27 @@ class ClickTopic:
             if self._membership.generation_id >= 0 and _member(self._membership) != member:
                 # Joined. The group may have answered while the poll before was under way.
                 self._lease.confirm(before)
-            if self._outdated is not None and _member(self._membership) != self._outdated:
-                self._outdated = None
+            if self._refused is not None and self._accepted_since(self._refused):
+                self._refused = None
             # Of a partition that was revoked and given back, all is polled anew.
             revoked = self._listener.take_revoked()
             self._held_back = [one for one in self._held_back if one.partition not in revoked]
             self._check_membership()
-            if self._outdated is None and self.lease_left_s() > 0:
+            if self._refused is None and self.lease_left_s() > 0:
                 self._consumer.resume(*self._consumer.paused())
         # kafka-python's records have all that ours have. Making ours of them would take as long as
         # checking what they hold.
         return [record for of_partition in polled.values() for record in of_partition]
+
+    def _accepted_since(self, refused: _Refused) -> bool:
+        """Whether this worker has joined anew, or the group knows it as before after all.
+
+        Just after a restart of the broker all members of a group were seen refused at once.
+        """
+        coordinator = self._consumer._coordinator
+        heartbeat, sent = coordinator.heartbeat, coordinator.heartbeat.last_send
+        confirmed = refused.at < sent <= heartbeat.last_receive and not coordinator.need_rejoin()
+        return confirmed or _member(self._membership) != refused.member
 
     def _note_heartbeat(self) -> None:
         heartbeat = self._consumer._coordinator.heartbeat
@@ -380,9 +398,10 @@ class ClickTopic:
             if membership.generation_id < 0 or not membership.member_id:
                 raise CommitFailedError("this worker is no member of the group")
             _within(self._budget_s, lambda: self._commit(fill))
-        except CommitFailedError as exc:
-            self._outdated = _member(membership)
-            raise Outdated(str(exc)) from exc
+        except (CommitFailedError, FencedInstanceIdError) as exc:
+            # If another worker has our name, heartbeats are refused next, and that ends this one.
+            self._refused = _Refused(_member(membership), time.monotonic())
+            raise Outdated(repr(exc)) from exc
         except ProducerFencedError as exc:
             taken_s = time.monotonic() - began_at
             if self._instance_id is None or taken_s > self._transaction_timeout_s:
@@ -419,7 +438,7 @@ class ClickTopic:
         self._producer.begin_transaction()
         try:
             fill()
-        except (CommitFailedError, Misconfigured):
+        except (CommitFailedError, FencedInstanceIdError, Misconfigured):
             self._producer.abort_transaction()
             raise
         self._producer.commit_transaction()

@@ -7,6 +7,7 @@ import pytest
 import structlog
 from kafka import KafkaAdminClient
 from kafka.admin import MemberToRemove
+from kafka.errors import CommitFailedError, FencedInstanceIdError, KafkaError
 
 from consumers.batch import Record
 from consumers.click_topic import ClickTopic, Outdated
@@ -252,6 +253,35 @@ def test_a_refused_commit_leaves_nothing_to_the_next_one(deployment: Deployment)
         wait_until(lambda: topic.poll(0.2)[1].gained, "the group to take it in again")
         topic.commit([], [], {0: 1}, topic.membership)
         assert committed_offsets(settings, 4) == {0: 1}
+    finally:
+        topic.close(timeout_s=5)
+
+
+@pytest.mark.parametrize("error", [CommitFailedError, FencedInstanceIdError])
+def test_a_member_whose_commit_was_refused_by_mistake_goes_on(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, error: type[KafkaError]
+) -> None:
+    """The group keeps it as it was: there is nothing to join anew, and clicks must come again."""
+    deployment.produce([Click("u", "item-1", T0)])
+    topic = ClickTopic(deployment.settings)
+    try:
+        polled: list[Record] = []
+        wait_until(lambda: bool(polled.extend(topic.poll(0.2)[0]) or polled), "a click")
+        offsets = {polled[0].partition: 1}
+
+        def refuse(offsets: object, membership: object) -> None:
+            raise error
+
+        with monkeypatch.context() as coordinator:
+            coordinator.setattr(topic._producer, "send_offsets_to_transaction", refuse)
+            with pytest.raises(Outdated):
+                topic.commit({}, [], offsets, topic.membership)
+        member = topic.membership
+        topic.rewind(polled)
+        wait_until(lambda: topic.poll(0.2)[0] == polled, "the click again")
+        assert topic.membership == member
+        topic.commit({}, [], offsets, topic.membership)
+        assert committed_offsets(deployment.settings, 4) == offsets
     finally:
         topic.close(timeout_s=5)
 
