@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from kafka.errors import (
 )
 
 from consumers.batch import Record, Rejected
+from consumers.bulk_send import send_all
 from consumers.lease import Lease
 from encoder.dead_letter_topic import DeadLetter
 from encoder.errors import Misconfigured, Unavailable
@@ -337,7 +338,7 @@ class ClickTopic:
 
     def commit(
         self,
-        windows: Iterable[tuple[int, str, bytes | None]],
+        windows: Mapping[int, Iterable[tuple[str, bytes | None]]],
         rejected: Iterable[Rejected],
         next_offsets: dict[int, int],
         membership: Any,
@@ -345,7 +346,7 @@ class ClickTopic:
         """Write windows, dead letters and offsets in one transaction. For any one thread.
 
         Args:
-            windows: (partition, user id, window in its wire form), None to remove.
+            windows: partition → (user id, window in its wire form, None to remove).
             rejected: records for the dead-letter topic.
             next_offsets: partition → next offset to read, for every partition of `windows`:
                 the offsets are what the group's generation fences.
@@ -445,27 +446,30 @@ class ClickTopic:
 
     def _fill_transaction(
         self,
-        windows: Iterable[tuple[int, str, bytes | None]],
+        windows: Mapping[int, Iterable[tuple[str, bytes | None]]],
         rejected: Iterable[Rejected],
         next_offsets: dict[int, int],
         membership: Any,
     ) -> None:
-        sent = [
-            self._producer.send(
+        written = [
+            batch
+            for partition, of_partition in windows.items()
+            for batch in send_all(
+                self._producer,
                 self._kafka.windows_topic,
-                key=user_id.encode(),
-                value=window,
-                partition=partition,
+                partition,
+                ((user_id.encode(), window) for user_id, window in of_partition),
             )
-            for partition, user_id, window in windows
         ]
-        sent += [
+        letters = [
             self._producer.send(self._kafka.dead_letters_topic, **self._letter(one).to_record())
             for one in rejected
         ]
         self._producer.flush(timeout=self._budget_s)
-        for future in sent:
-            self._extend(future.get(timeout=self._budget_s))
+        for batch in written:
+            self._extend(batch.partition, batch.first_offset(self._budget_s), batch.count)
+        for letter in letters:
+            letter.get(timeout=self._budget_s)
         # Offsets last: the broker checks our generation here, when every window is in its log.
         # Whoever takes over after this point therefore reads these windows or waits for them.
         self._send_offsets(next_offsets, membership)
@@ -481,19 +485,19 @@ class ClickTopic:
             membership,
         )
 
-    def _extend(self, written: Any) -> None:
-        """Take note of where a window was written, also if the transaction is aborted later."""
-        extent = self._extents.get(written.partition)
-        # Offset -1: the broker has the record already and does not tell where.
-        if written.topic != self._kafka.windows_topic or extent is None or written.offset < 0:
+    def _extend(self, partition: int, offset: int, count: int) -> None:
+        """Take note of where windows were written, also if the transaction is aborted later."""
+        extent = self._extents.get(partition)
+        # Offset -1: the broker has the records already and does not tell where.
+        if extent is None or offset < 0:
             return
-        if written.offset < extent.end:
+        if offset < extent.end:
             raise Misconfigured(
-                f"{written.topic}[{written.partition}] lost its end: it reached offset"
-                f" {extent.end}, and a window was written at {written.offset}. To rebuild the"
+                f"{self._kafka.windows_topic}[{partition}] lost its end: it reached offset"
+                f" {extent.end}, and a window was written at {offset}. To rebuild the"
                 f" windows from the clicks, {HOW_TO_REBUILD}"
             )
-        self._extents[written.partition] = extent.reaching(written.offset + 1)
+        self._extents[partition] = extent.reaching(offset + count)
 
     def _extent_metadata(self, partition: int) -> str:
         extent = self._extents.get(partition)

@@ -360,14 +360,14 @@ class UpdateLoop:
             self._index.forget(erased, self._other_releases, budget_s=budget_s, lease=lease)
 
     def _commit(self, decision: Decision, member: Any) -> None:
-        windows = [
-            (partition, user_id, value)
+        windows = {
+            partition: zip(of_partition, self._wires(of_partition), strict=True)
             for partition, of_partition in decision.windows.items()
-            for user_id, value in zip(
-                of_partition, to_wires(list(of_partition.values()), self._store.codes), strict=True
-            )
-        ]
+        }
         self._topic.commit(windows, decision.rejected, decision.next_offsets, member)
+
+    def _wires(self, windows: dict[str, bytes]) -> list[bytes | None]:
+        return to_wires(list(windows.values()), self._store.codes)
 
     # Around the steps ----------------------------------------------------------------------
 

@@ -175,10 +175,14 @@ def test_what_is_committed_is_restored_and_what_is_removed_is_absent(topic: Clic
     expected = {key: window for key, window in (first | second).items() if window is not None}
     for windows_put in (first, second):
         topic.commit(
-            [
-                (partition, user, None if window is None else to_wire(window))
-                for (partition, user), window in windows_put.items()
-            ],
+            {
+                number: [
+                    (user, None if window is None else to_wire(window))
+                    for (partition, user), window in windows_put.items()
+                    if partition == number
+                ]
+                for number in range(PARTITIONS)
+            },
             [],
             dict.fromkeys(range(PARTITIONS), 0),
             topic.membership,

@@ -227,7 +227,7 @@ def test_a_worker_that_has_forgotten_its_membership_cannot_commit(deployment: De
         window = to_wire(Window(((T0, "item-1"),)))
         with pytest.raises(Outdated):
             topic.commit(
-                [(record.partition, "u", window)], [], {record.partition: 1}, topic.membership
+                {record.partition: [("u", window)]}, [], {record.partition: 1}, topic.membership
             )
         assert not any(topic.restore(range(4)))
     finally:
@@ -249,9 +249,9 @@ def test_a_refused_commit_leaves_nothing_to_the_next_one(deployment: Deployment)
             remove_members(admin, settings.worker.group_id)
         wait_until(lambda: topic._consumer.group_metadata().generation_id < 0, "a heartbeat")
         with pytest.raises(Outdated):
-            topic.commit([], [], {0: 5, 1: 5, 2: 5}, refused)
+            topic.commit({}, [], {0: 5, 1: 5, 2: 5}, refused)
         wait_until(lambda: topic.poll(0.2)[1].gained, "the group to take it in again")
-        topic.commit([], [], {0: 1}, topic.membership)
+        topic.commit({}, [], {0: 1}, topic.membership)
         assert committed_offsets(settings, 4) == {0: 1}
     finally:
         topic.close(timeout_s=5)
