@@ -252,6 +252,11 @@ class InterestIndex:
         for row in self._store.rows(_interests(release), "id", ["user_id"]):
             yield row["user_id"]
 
+    def all_items(self, release: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Every item of a release with its vector, float32 (D,)."""
+        for row in self._store.rows(_items(release), "item_id", ["vector"]):
+            yield row["item_id"], np.asarray(row["vector"], np.float32)
+
     def count(self, collection: Literal["interests", "items"], release: str) -> int:
         """Rows of one of a release's collections, strongly consistent."""
         name = _interests(release) if collection == "interests" else _items(release)

@@ -31,9 +31,10 @@ Row = dict[str, Any]
 Lease = Callable[[], float]
 """For how many seconds the caller may still write; none are left at or below 0."""
 
+_LITE: Final = "milvus_lite"  # what its version begins with
 _SETUP_TIMEOUT_S: Final = 180.0  # a server takes tens of seconds to create and load a collection
 _CREATION_BUDGET_S: Final = 60.0  # for another attempt to begin
-_PAGE_ROWS: Final = 4096
+_PAGE_ROWS: Final = 16_384  # Milvus's own bound
 _REQUEST_CELLS: Final = 2_000_000  # 8 MB of vectors a request, well below gRPC's limit
 _REQUEST_KEYS: Final = 4096
 _REFUSED: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)

@@ -180,11 +180,16 @@ class ReleaseSettings(_Section):
 
 
 class LookupSettings(_Section):
-    """The look-up service. `consistency` is Milvus's level where a request names none."""
+    """The look-up service.
+
+    `consistency` is Milvus's level where a request names none. Releases with at most
+    `items_in_memory` items are searched in the service's memory.
+    """
 
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     consistency: Literal["Strong", "Bounded", "Session", "Eventually"] = "Bounded"
+    items_in_memory: Annotated[int, Field(ge=0)] = 200_000
 
 
 class TrainerSettings(_Section):

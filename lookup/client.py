@@ -7,7 +7,7 @@ collections. Importing it needs neither Kafka nor torch.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -18,6 +18,7 @@ from encoder.errors import Misconfigured
 from encoder.interest_index import Hit, Interest, InterestIndex, ReleaseInUse
 from encoder.milvus_store import Consistency
 from encoder.settings import MilvusSettings
+from lookup.item_table import ItemTable, ItemTables
 
 _POINTER_TTL_S: Final = 1.0
 
@@ -56,13 +57,21 @@ class UnknownItem(LookupError):  # noqa: N818
 class Lookup:
     """Reads interests from Milvus. Safe to use from several threads."""
 
-    def __init__(self, settings: MilvusSettings, *, consistency: Consistency = "Bounded") -> None:
+    def __init__(
+        self,
+        settings: MilvusSettings,
+        *,
+        consistency: Consistency = "Bounded",
+        items_in_memory: int = 0,
+    ) -> None:
         """Connect.
 
         Args:
             settings: where the store is.
             consistency: the level of every read that does not name its own. `Bounded` may miss the
                 last moments on a Milvus server; `Strong` sees everything and waits for it.
+            items_in_memory: for processes that live long: a release with at most so many items is
+                loaded, in the background, and searched here rather than by the store.
 
         Raises:
             Misconfigured: the store cannot be opened.
@@ -71,6 +80,8 @@ class Lookup:
         self._settings = settings
         self._index = InterestIndex(settings)
         self._consistency: Consistency = consistency
+        self._items_in_memory = items_in_memory
+        self._tables = ItemTables(self._load_items)
         self._in_use: ReleaseInUse | None = None
         self._in_use_read_at = 0.0
 
@@ -87,6 +98,7 @@ class Lookup:
 
     def close(self) -> None:
         """Let go of the connection."""
+        self._tables.close()
         self._index.close()
 
     def release(self) -> ReleaseInUse:
@@ -104,7 +116,14 @@ class Lookup:
                     " `mindstream train` and start a worker"
                 )
             self._in_use, self._in_use_read_at = in_use, now
+            if self._items_in_memory:
+                self._tables.want(in_use.name)
         return self._in_use
+
+    @property
+    def items_are_in_memory(self) -> bool:
+        """Whether the items of the release in use are searched here."""
+        return self._tables.get(self.release().name) is not None
 
     def interests(self, user_id: str, *, consistency: Consistency | None = None) -> Interests:
         """A user's interests, by key."""
@@ -139,6 +158,8 @@ class Lookup:
         if not interests.interests:
             return []
         vectors = np.stack([interest.vector for interest in interests.interests])
+        if table := self._tables.get(interests.release):
+            return table.nearest(vectors, limit)
         level = consistency or self._consistency
         return self._index.nearest_items(interests.release, vectors, limit, level)
 
@@ -157,3 +178,14 @@ class Lookup:
             raise UnknownItem(f"release {release} has no item {item_id!r}")
         hits = self._index.nearest_users(release, vector, limit, level)
         return Audience(item_id, release, tuple(hits))
+
+    def _load_items(self, release: str, superseded: Callable[[], bool]) -> ItemTable | None:
+        if self._index.count("items", release) > self._items_in_memory:
+            return None
+        item_ids, vectors = [], []
+        for item_id, vector in self._index.all_items(release):
+            if superseded():
+                return None
+            item_ids.append(item_id)
+            vectors.append(vector)
+        return ItemTable(item_ids, np.stack(vectors)) if vectors else None

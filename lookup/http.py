@@ -18,11 +18,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, Final, get_args
 
 import structlog
 import uvicorn
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
@@ -60,6 +61,11 @@ def application(lookup: Lookup) -> Starlette:
         registry=registry,
         buckets=_BOUNDS_S,
     )
+    in_memory = Gauge(
+        "mindstream_lookup_items_in_memory",
+        "Whether the items of the release in use are searched in this process (1) or by the store.",
+        registry=registry,
+    )
 
     def timed(name: str, answer: Callable[[Request, _Query], dict[str, Any]]) -> Any:
         def endpoint(request: Request) -> Response:
@@ -93,6 +99,11 @@ def application(lookup: Lookup) -> Starlette:
         except (Misconfigured, Unavailable) as exc:
             return PlainTextResponse(str(exc), status_code=503)
 
+    def metrics(request: Request) -> Response:
+        with suppress(Misconfigured, Unavailable):
+            in_memory.set(lookup.items_are_in_memory)
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
     return Starlette(
         routes=[
             Route("/users/{user:path}/interests", timed("interests", interests)),
@@ -100,10 +111,7 @@ def application(lookup: Lookup) -> Starlette:
             Route("/items/{item:path}/audience", timed("audience", audience)),
             Route("/livez", lambda request: PlainTextResponse("alive")),
             Route("/readyz", ready),
-            Route(
-                "/metrics",
-                lambda request: Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST),
-            ),
+            Route("/metrics", metrics),
         ]
     )
 

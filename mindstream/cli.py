@@ -192,7 +192,11 @@ def serve() -> None:
 
     settings = _settings()
     stop = threading.Event()
-    with Lookup(settings.milvus, consistency=settings.lookup.consistency) as client:
+    with Lookup(
+        settings.milvus,
+        consistency=settings.lookup.consistency,
+        items_in_memory=settings.lookup.items_in_memory,
+    ) as client:
         stop_on_signals(stop, settings.worker.stop_budget_s)
         serve(client, stop, host=settings.lookup.http_host, port=settings.lookup.http_port)
 

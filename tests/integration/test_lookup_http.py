@@ -16,7 +16,7 @@ from deploy.loopback import free_ports
 from encoder.click import Click
 from lookup import Lookup
 from mindstream.environment import child_environment
-from tests.deployment import T0, Deployment, deployed, random_clicks
+from tests.deployment import ITEMS, T0, Deployment, deployed, random_clicks, wait_until
 from tests.lookup_service import get, lookup_service
 
 ODD = "a/b ü?#"
@@ -54,6 +54,34 @@ def test_answers_are_those_of_the_client(deployment: Deployment) -> None:
         assert found == {"user": "nobody", "release": deployment.release.name, "items": []}
         _, text = get(url, "/metrics")
         assert 'mindstream_lookup_seconds_count{request="interests",status="200"}' in text
+
+
+def test_candidates_are_the_same_whoever_searches_the_items(deployment: Deployment) -> None:
+    """In memory as in the store, which is asked where there are more items than allowed."""
+    deployment.produce(random_clicks(200))
+    deployment.consume_all()
+    milvus = deployment.settings.milvus
+    with (
+        Lookup(milvus) as by_store,
+        Lookup(milvus, items_in_memory=ITEMS) as in_memory,
+        Lookup(milvus, items_in_memory=ITEMS - 1) as too_many,
+        lookup_service(deployment.settings) as url,
+    ):
+        for lookup in (in_memory, too_many):
+            lookup.release()  # begins to load
+        wait_until(lambda: in_memory.items_are_in_memory, "the items")
+        served = "mindstream_lookup_items_in_memory 1.0"
+        wait_until(lambda: served in get(url, "/metrics")[1], "the service to have the items")
+        too_many.close()  # waits for what it loads
+        for user in ("user-1", "user-2", "nobody"):
+            expected = by_store.candidates(user, limit=50, consistency="Strong").items
+            found = in_memory.candidates(user, limit=50, consistency="Strong").items
+            assert [hit.id for hit in found] == [hit.id for hit in expected]
+            assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected])
+            _, answer = get(url, f"/users/{user}/candidates?consistency=Strong")
+            assert [hit["id"] for hit in answer["items"]] == [hit.id for hit in expected]
+    assert not by_store.items_are_in_memory
+    assert not too_many.items_are_in_memory
 
 
 @pytest.mark.parametrize(
