@@ -113,6 +113,7 @@ class Soak:
         self.steady = ground.worker(deployment, instance="steady")
         self._other = ground.worker(deployment, instance="other")
         self.injected: dict[str, int] = {}
+        self.ended: dict[str, int] = {}  # by itself, and how
         self.memory: dict[str, list[float]] = {"worker": [], "Milvus Lite": [], "broker": []}
         for worker in (self.steady, self._other):
             worker.wait_for("partitions.taken")
@@ -154,10 +155,14 @@ class Soak:
             f" the broker; {memory}"
         )
 
-    def check(self) -> None:
-        """Both workers must be running."""
-        for worker in (self.steady, self._other):
-            worker.check_running()
+    def supervise(self) -> None:
+        """Start the other worker again if it has ended; the steady one must run."""
+        self.steady.check_running()
+        if not self._other.running:
+            how = f"exit code {self._other.wait_ended()}"
+            self.ended[how] = self.ended.get(how, 0) + 1
+            say(f"  a worker ended by itself, {how}: {self._other.log().splitlines()[-1]}")
+            self._other = self._started()
 
     def inject(self) -> None:
         """One fault, drawn."""
@@ -224,7 +229,7 @@ def run(ground: Ground, *, minutes: float, share: float) -> dict[str, object]:
             over = started + 60 * minutes
             following = started + _FAULT_EVERY_S
             while time.monotonic() < over:
-                soak.check()
+                soak.supervise()
                 soak.sample()
                 if len(soak.memory["worker"]) % _REPORT_EVERY_SAMPLES == 0:
                     say(soak.line(time.monotonic() - started, clicks.produced))
@@ -255,6 +260,7 @@ def run(ground: Ground, *, minutes: float, share: float) -> dict[str, object]:
         "sustainable_per_s": round(sustainable),
         "clicks_per_s": round(rate),
         "injected": outcome.injected,
+        "ended_by_itself": soak.ended,
         "clicks": outcome.clicks,
         "unsent": len(clicks.failed),
         "lag_when_traffic_ended": lag,
@@ -291,16 +297,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="another draw")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="mindstream-soak-"))
-    say(f"logs are in {folder}, and stay there if anything is wrong")
-    with LocalBroker() as broker, LocalMilvusLite() as lite, ExitStack() as stack:
+    say(f"logs are in {folder}, and stay there if anything is wrong or a worker ends by itself")
+    with LocalBroker(folder / "broker") as broker, LocalMilvusLite() as lite, ExitStack() as stack:
         rng = random.Random(options.seed)  # noqa: S311  nothing secret
         ground = Ground(broker, lite, folder, rng, quick=False, shared=SharedServers(), stack=stack)
         report = run(ground, minutes=options.minutes, share=options.share)
     say(json.dumps(report))
-    if report["failed"]:
-        return 1
-    shutil.rmtree(folder)
-    return 0
+    if not report["failed"] and not report["ended_by_itself"]:
+        shutil.rmtree(folder)
+    return int(bool(report["failed"]))
 
 
 def say(line: str) -> None:
