@@ -13,7 +13,7 @@ from pymilvus import DataType
 
 from encoder.click import MAX_ID_BYTES
 from encoder.interests import InterestRows, interest_key
-from encoder.milvus_store import Consistency, Lease, MilvusStore, Row, for_ever
+from encoder.milvus_store import Consistency, IndexType, Lease, MilvusStore, Row, for_ever
 from encoder.settings import MilvusSettings
 
 _POINTER: Final = "releases"
@@ -83,7 +83,12 @@ class InterestIndex:
 
     def create_release(self, release: str, width: int) -> None:
         """Create a release's two collections where they do not exist yet, and load them."""
-        self._store.create(_interests(release), ("id", _KEY_BYTES), _INTEREST_SCALARS, width)
+        # Rows of interests are written all the time. A server indexes them in segments that are
+        # full; Lite would index all that it has anew after every 128 MB, on the writers' cores.
+        searched: IndexType = "FLAT" if self._store.is_lite else "AUTOINDEX"
+        self._store.create(
+            _interests(release), ("id", _KEY_BYTES), _INTEREST_SCALARS, width, index_type=searched
+        )
         self._store.create(_items(release), ("item_id", MAX_ID_BYTES), {}, width, index_type="FLAT")
 
     def has_release(self, release: str) -> bool:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import grpc
@@ -69,6 +70,13 @@ class MilvusStore:
     def close(self) -> None:
         """Let go of the connection."""
         self._client.close()
+
+    @cached_property
+    def is_lite(self) -> bool:
+        """Whether the store is Milvus Lite, embedded or behind a port."""
+        with self._translated("asking for the version"):
+            version = self._client.get_server_version(timeout=self._timeout_s)
+        return str(version).startswith(_LITE)
 
     # Collections ---------------------------------------------------------------------------
 
