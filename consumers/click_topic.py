@@ -7,6 +7,7 @@ so a worker that was given up for dead cannot commit.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -251,17 +252,18 @@ class ClickTopic:
 
         Just after a restart of the broker all members of a group were seen refused at once.
         """
-        coordinator = self._consumer._coordinator
-        heartbeat, sent = coordinator.heartbeat, coordinator.heartbeat.last_send
-        confirmed = refused.at < sent <= heartbeat.last_receive and not coordinator.need_rejoin()
+        confirmed = self._heartbeat_confirmed_at() > refused.at and not self.rejoining
         return confirmed or _member(self._membership) != refused.member
 
     def _note_heartbeat(self) -> None:
+        self._lease.confirm(self._heartbeat_confirmed_at())
+
+    def _heartbeat_confirmed_at(self) -> float:
+        """When the newest heartbeat was sent, if it is answered (time.monotonic)."""
         heartbeat = self._consumer._coordinator.heartbeat
         # In this order: an answer that comes in between cannot be taken for one to a later request.
-        sent = heartbeat.last_send
-        if heartbeat.last_receive >= sent:
-            self._lease.confirm(sent)
+        sent: float = heartbeat.last_send
+        return sent if heartbeat.last_receive >= sent else -math.inf
 
     def _check_membership(self) -> None:
         """See that the group still knows us, or can be expected to."""

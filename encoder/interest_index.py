@@ -13,7 +13,15 @@ from pymilvus import DataType
 
 from encoder.click import MAX_ID_BYTES
 from encoder.interests import InterestRows, interest_key
-from encoder.milvus_store import Consistency, IndexType, Lease, MilvusStore, Row, for_ever
+from encoder.milvus_store import (
+    MOST_ROWS,
+    Consistency,
+    IndexType,
+    Lease,
+    MilvusStore,
+    Row,
+    for_ever,
+)
 from encoder.settings import MilvusSettings
 
 _POINTER: Final = "releases"
@@ -23,7 +31,6 @@ _KEY_BYTES: Final = MAX_ID_BYTES + 8  # "#" and the slot
 _ITEMS_AT_ONCE: Final = 20_000
 _WRITE_BUDGET_S: Final = 60.0
 _USERS_AT_ONCE: Final = 100  # so that their rows fit one answer
-_MOST_HITS: Final = 16_384  # Milvus's own bound
 _INTEREST_FIELDS: Final = ("user_id", "slot", "weight", "exemplar", "updated_at", "vector")
 _ID: Final[tuple[DataType, dict[str, Any]]] = (DataType.VARCHAR, {"max_length": MAX_ID_BYTES})
 _INTEREST_SCALARS: Final[dict[str, tuple[DataType, dict[str, Any]]]] = {
@@ -281,14 +288,14 @@ class InterestIndex:
         # A user's slots may all be near: ask for more rows than users until enough are distinct.
         asked = limit
         while True:
-            asked = min(asked * 2, _MOST_HITS)
+            asked = min(asked * 2, MOST_ROWS)
             (found,) = self._store.search(
                 _interests(release), vector[None], asked, "user_id", consistency
             )
             best: dict[str, float] = {}
             for user_id, score in found:
                 best.setdefault(user_id, score)
-            if len(best) >= limit or len(found) < asked or asked == _MOST_HITS:
+            if len(best) >= limit or len(found) < asked or asked == MOST_ROWS:
                 return [Hit(*hit) for hit in list(best.items())[:limit]]
 
     def item_vectors(

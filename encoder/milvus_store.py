@@ -32,10 +32,12 @@ Row = dict[str, Any]
 Lease = Callable[[], float]
 """For how many seconds the caller may still write; none are left at or below 0."""
 
+MOST_ROWS: Final = 16_384
+"""That one answer may have, of a search as of a query: Milvus's own bound."""
+
 _LITE: Final = "milvus_lite"  # what its version begins with
 _SETUP_TIMEOUT_S: Final = 180.0  # a server takes tens of seconds to create and load a collection
 _CREATION_BUDGET_S: Final = 60.0  # for another attempt to begin
-_PAGE_ROWS: Final = 16_384  # Milvus's own bound
 _REQUEST_CELLS: Final = 2_000_000  # 8 MB of vectors a request, well below gRPC's limit
 _REQUEST_KEYS: Final = 4096
 _REFUSED: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
@@ -253,7 +255,7 @@ class MilvusStore:
                     name,
                     filter=f"{key} > {_quoted(last)}",
                     output_fields=[key, *fields],
-                    limit=_PAGE_ROWS,
+                    limit=MOST_ROWS,
                     iterator="True",
                     reduce_stop_for_best="True",
                     timeout=self._timeout_s,

@@ -74,6 +74,17 @@ def write(index: InterestIndex, release: str, rows: InterestRows, stale: list[st
     index.write_interests(release, rows, stale, budget_s=BUDGET_S)
 
 
+def test_only_lite_compares_with_every_interest(
+    index: InterestIndex, release: str, request: pytest.FixtureRequest
+) -> None:
+    """It would index them all again and again while they are written."""
+    store = index._store
+    on_lite = request.node.callspec.params["index"] == "lite"
+    found = store._client.describe_index(f"interests_{release}", "vector")
+    assert store.is_lite == on_lite
+    assert (found["index_type"] == "FLAT") == on_lite
+
+
 def test_what_is_written_is_read_bit_for_bit(index: InterestIndex, release: str, user: str) -> None:
     """Every field and every bit, strongest interest first."""
     rows = rows_of(user, 3, updated_at=1_700_000_000_123)

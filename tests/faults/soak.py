@@ -149,10 +149,10 @@ class Soak:
     def line(self, seconds: float, produced: int) -> str:
         """Where it stands: lag, what the producer still holds, and the newest sample of memory."""
         memory = ", ".join(f"{name} {values[-1]:.0f} MB" for name, values in self.memory.items())
-        held = produced - self.on_topic()
+        on_topic = self.on_topic()
         return (
-            f"  {seconds / 60:5.1f} min: {self.lag():>9,} clicks behind, {held:,} on their way to"
-            f" the broker; {memory}"
+            f"  {seconds / 60:5.1f} min: {on_topic - self._committed():>9,} clicks behind,"
+            f" {produced - on_topic:,} on their way to the broker; {memory}"
         )
 
     def supervise(self) -> None:
