@@ -35,13 +35,21 @@ _STEPS = ("merge", "encode", "write", "commit")
 
 @dataclass(frozen=True)
 class Applied:
-    """How fast a backlog was applied, from its first batches on."""
+    """How fast a backlog was applied, from its first batches on.
+
+    Attributes:
+        users_per_batch: changed windows.
+        step_share: part of the time that each step was under way.
+        worker_us_per_click: processor time of the workers.
+        cpu_share: part of the machine's processor time that was used, by whomever.
+    """
 
     clicks_per_s: float
     users_per_s: float
     rows_per_s: float
     users_per_batch: int
     step_share: dict[str, float]
+    worker_us_per_click: float
     cpu_share: float
 
 
@@ -72,6 +80,8 @@ def throughput(ground: Ground, store: StoreName) -> Iterator[Result]:
         rows_per_user=round(rows_per_user, 2),
         users_per_batch=applied.users_per_batch,
         step_share=applied.step_share,
+        worker_us_per_click=applied.worker_us_per_click,
+        cpu_share=applied.cpu_share,
         alone_rows_per_s={way: round(rate) for way, rate in floors.items()},
         clicks=len(traffic),
     )
@@ -98,6 +108,7 @@ def scaling(ground: Ground) -> Iterator[Result]:
             details={
                 "users_per_s": round(applied.users_per_s),
                 "step_share": applied.step_share,
+                "worker_us_per_click": applied.worker_us_per_click,
                 "cpu_share": applied.cpu_share,
             },
         )
@@ -145,6 +156,9 @@ def apply_backlog(deployment: Deployment, workers: list[WorkerProcess], clicks: 
         rows_per_s=gained["mindstream_rows_written_total"] / seconds,
         users_per_batch=round(gained["mindstream_users_total"] / batches),
         step_share={step: round(value / seconds, 2) for step, value in steps.items()},
+        worker_us_per_click=round(
+            1e6 * gained["process_cpu_seconds_total"] / gained["mindstream_clicks_total"], 1
+        ),
         cpu_share=round((_cpu()[0] - busy) / (_cpu()[1] - capacity), 2),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -62,6 +62,22 @@ class Decision:
     def users(self) -> int:
         """Users whose window changed."""
         return sum(map(len, self.windows.values()))
+
+
+def joined(decisions: Sequence[Decision]) -> Decision:
+    """What batches that follow each other do, as if they had been one."""
+    if len(decisions) == 1:
+        return decisions[0]
+    all_of_them = Decision()
+    for one in decisions:
+        for partition, windows in one.windows.items():
+            all_of_them.windows.setdefault(partition, {}).update(windows)
+        all_of_them.rejected += one.rejected
+        all_of_them.next_offsets.update(one.next_offsets)
+        all_of_them.clicks += one.clicks
+        all_of_them.erasures += one.erasures
+        all_of_them.erased_users |= one.erased_users
+    return all_of_them
 
 
 def decide(

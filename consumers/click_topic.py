@@ -49,6 +49,9 @@ class Outdated(Exception):  # noqa: N818
 log = structlog.get_logger()
 
 _LINGER_MS: Final = 5
+# A transaction that begins before the broker is through with the one before is sent again, and
+# kafka-python sleeps that long first. Its default of 100 ms would be most of a small commit.
+_RETRY_BACKOFF_MS: Final = 5
 _REJOIN_S: Final = 0.2
 _PRODUCER_BATCH_BYTES: Final = 256 * 1024
 
@@ -152,6 +155,7 @@ class ClickTopic:
                 transaction_timeout_ms=int(worker.transaction_timeout_s * 1000),
                 compression_type="lz4",
                 linger_ms=_LINGER_MS,
+                retry_backoff_ms=_RETRY_BACKOFF_MS,
                 batch_size=_PRODUCER_BATCH_BYTES,
                 max_block_ms=int(worker.step_budget_s * 1000),
                 delivery_timeout_ms=int(worker.step_budget_s * 1000),

@@ -4,9 +4,9 @@ A crash at any point repeats steps and skips none, and every step may be repeate
 change by replay, rows are overwritten with the same rows, and windows, dead letters and offsets
 are committed together.
 
-Batches overlap: one is committed while the next is written and the one after that is merged and
-encoded. Writes stay in order, and so do commits; a batch whose write or commit fails takes all
-that follow it along (docs/decisions/0009-overlap.md).
+Batches overlap: some are committed, together, while the next is written and the one after that is
+merged and encoded. Writes stay in order, and so do commits; a batch whose write or commit fails
+takes all that follow it along (docs/decisions/0009-overlap.md).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import structlog
 
-from consumers.batch import Decision, Record, decide
+from consumers.batch import Decision, Record, decide, joined
 from consumers.batch_size import BatchSize
 from consumers.click_topic import AssignmentChange, ClickTopic, Outdated
 from consumers.encoding import Encoded, WindowEncoder
@@ -42,7 +42,7 @@ from encoder.settings import Settings
 
 Step = Literal["polled", "merged", "encoded", "written", "committed"]
 
-_IN_FLIGHT: Final = 2  # one being committed, one being written
+_BATCHES_AHEAD: Final = 2  # that many of the largest may be written, but not committed
 _OVERLAPPED_POLL_S: Final = 0.005
 _SUMMARY_EVERY_S: Final = 10.0
 _EXPIRE_EVERY_S: Final = 600.0
@@ -109,17 +109,22 @@ class UpdateLoop:
         self._clock = clock
         self._after_step = after_step
         self._gained: set[int] = set()  # assigned, but not yet taken over
-        ahead = _IN_FLIGHT * settings.worker.max_batch_clicks  # records written, but not committed
-        self._unsettled = Unsettled(ahead)
+        self._ahead = _BATCHES_AHEAD * settings.worker.max_batch_clicks  # in records
+        self._unsettled = Unsettled(self._ahead)
         self._batch_size = BatchSize(
             settings.worker.max_batch_clicks, settings.worker.batch_target_s
         )
-        self._settling = Settling(after_s=settings.worker.session_timeout_s, records=ahead)
+        self._settling = Settling(after_s=settings.worker.session_timeout_s, records=self._ahead)
         self._other_releases: list[str] = []
         self._rejected_share = RejectedShare(
             settings.kafka.clicks_topic, settings.worker.max_rejected_share
         )
-        self._pipeline = Pipeline([self._write_batch, self._commit_batch], "batches")
+        self._pipeline = Pipeline(
+            self._write_batch,
+            self._commit_batches,
+            joins=lambda before, after: bool(before.member == after.member),
+            name="batches",
+        )
         self._summary = _Summary(clock())
         self._expire_at = clock()
         health.waiting_for("assignment of partitions")
@@ -146,7 +151,7 @@ class UpdateLoop:
         polled, change = self._topic.poll(wait_s, self._batch_size.records)
         self._health.progress()
         if change.gained or change.lost or self._gained:
-            self._pipeline.wait(0)
+            self._pipeline.wait()
             if not self._collect(polled, change.lost):
                 polled = []
         if change.gained or self._gained:
@@ -185,7 +190,7 @@ class UpdateLoop:
 
         # 5. Write their rows. 6. Commit windows, rejected records and offsets together. Both while
         # the next batch is polled, merged into the windows as they will be then, and encoded.
-        self._pipeline.wait(_IN_FLIGHT - 1)
+        self._pipeline.wait_for_room(len(records), self._ahead)
         if not self._collect(records):
             self._unsettled.abandon(decision.next_offsets)  # they will be applied again
             return len(records)
@@ -199,7 +204,7 @@ class UpdateLoop:
         for partition, of_partition in decision.windows.items():
             self._store.put(partition, of_partition)
         self._rejected_share = share
-        self._pipeline.submit(batch)
+        self._pipeline.submit(batch, len(records))
         self._around(self._clock())
         return len(records)
 
@@ -209,7 +214,7 @@ class UpdateLoop:
         Raises:
             Unavailable: a step's budget is spent. The process must end.
         """
-        self._pipeline.wait(0)
+        self._pipeline.wait()
         return self._collect()
 
     def close(self, timeout_s: float) -> None:
@@ -224,24 +229,26 @@ class UpdateLoop:
     # In flight -----------------------------------------------------------------------------
 
     def _write_batch(self, batch: _Batch) -> None:
-        with self._timed("write", batch):
+        with self._timed("write", [batch]):
             lease = self._topic.lease_of(batch.member)
             self._write(batch.encoded, batch.decision.erased_users, lease)
         batch.written_at = self._clock()
         self._after_step("written")
 
-    def _commit_batch(self, batch: _Batch) -> None:
-        with self._timed("commit", batch):
-            self._commit(batch.decision, batch.member)
+    def _commit_batches(self, batches: Sequence[_Batch]) -> None:
+        with self._timed("commit", batches):
+            self._commit(joined([batch.decision for batch in batches]), batches[0].member)
         self._after_step("committed")
 
     @contextmanager
-    def _timed(self, step: str, batch: _Batch) -> Iterator[None]:
+    def _timed(self, step: str, batches: Sequence[_Batch]) -> Iterator[None]:
         began_at = time.monotonic()
         yield
         seconds = time.monotonic() - began_at
         self._metrics.step.labels(step).observe(seconds)
-        batch.slowest_s = max(batch.slowest_s, seconds)
+        records = sum(len(batch.records) for batch in batches)
+        for batch in batches:
+            batch.slowest_s = max(batch.slowest_s, seconds * len(batch.records) / records)
 
     def _collect(self, polled: Sequence[Record] = (), lost: Collection[int] = ()) -> bool:
         """Account for what was committed; after a failure, go back to before it.
