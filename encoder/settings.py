@@ -193,9 +193,15 @@ class LookupSettings(_Section):
 
 
 class TrainerSettings(_Section):
-    """The scheduled trainer."""
+    """The scheduled trainer.
+
+    Attributes:
+        examples: most training examples of a run, which its time is in proportion to; the preset's
+            if None.
+    """
 
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    examples: Annotated[int, Field(ge=1)] | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
     seed: int = 0
 

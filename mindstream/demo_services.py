@@ -19,6 +19,7 @@ from encoder.topics import create_topics
 from mindstream.progress import Waiting
 
 _MARKER: Final = ".mindstream-demo"
+_EXAMPLES: Final = 200_000  # to train on: about a minute's worth on two cores
 _CLAIM_S: Final = 60.0  # for the services of a demonstration that was killed to end
 
 
@@ -72,6 +73,9 @@ def demo_services(folder: Path, partitions: int, waiting: Waiting) -> Iterator[S
                 "kafka": kafka,
                 "milvus": MilvusSettings(uri=store.uri, timeout_s=base.milvus.timeout_s),
                 "worker": base.worker.model_copy(update={"group_id": name, "http_port": http_port}),
+                "trainer": base.trainer.model_copy(
+                    update={"examples": base.trainer.examples or _EXAMPLES}
+                ),
                 "releases": base.releases.model_copy(
                     update={"url": str(folder / "releases"), "cache": str(folder / "cache")}
                 ),

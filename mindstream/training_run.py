@@ -71,6 +71,7 @@ def train_and_publish(log: ClickLog, settings: Settings, work: Path, waiting: Wa
     """Train on a log and publish the release; `work` is a folder to write it in first."""
     threads = settings.trainer.threads or usable_cores()
     config = TrainingConfig(
+        examples=settings.trainer.examples or TrainingConfig.examples,
         holdout=settings.trainer.holdout,
         seed=settings.trainer.seed,
         threads=threads,

@@ -25,7 +25,7 @@ def make_small_release(
     """Write a release with items `item-1` … `item-N` (and a title for each) to `folder`."""
     key = (items, width, interests, seed)
     if key not in _GRAPHS:  # exporting takes seconds, and tests ask for the same one many times
-        model = Mind(items, width=width, interests=interests, seed=seed)
+        model = Mind(items, width=width, interests=interests, fade=0.1, seed=seed)
         _GRAPHS[key] = (export_graph(model), model)
     graph, model = _GRAPHS[key]
     table = model.item_table().detach().numpy()

@@ -30,26 +30,52 @@ DEFAULT_DATA: Final = (
     Path(__file__).resolve().parent.parent / "mindstream" / "data" / "online_retail_II.parquet"
 )
 
-# Steps from the paper to the default, then one change at a time from the default.
-VARIANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
-    "paper": ("paper", {}),
-    "paper, no ReLU layer": ("paper", {"hidden": 0}),
-    "paper, no ReLU layer, cosine": ("paper", {"hidden": 0, "cosine": True, "temperature": 0.1}),
-    "default, one target": ("default", {"targets": 1}),
-    "default": ("default", {}),
-    "half an epoch": ("default", {"epochs": 0.5}),
-    "horizon 20": ("default", {"horizon": 20}),
-    "ReLU layer": ("default", {"hidden": 256}),
-    "one interest": ("default", {"interests": 1}),
-    "eight interests": ("default", {"interests": 8}),
-    "one round of routing": ("default", {"routing_iterations": 1}),
-    "soft attention, p = 1": ("default", {"attention_power": 1.0}),
-    "soft attention, p = 2": ("default", {"attention_power": 2.0}),
-    "negatives by popularity": ("default", {"sampler": "popularity"}),
-    "negatives evenly": ("default", {"sampler": "uniform"}),
-    "no correction": ("default", {"correct_sampling": False}),
-    "temperature 0.07": ("default", {"temperature": 0.07}),
-    "temperature 0.13": ("default", {"temperature": 0.13}),
+# What both presets were on 2026-11-24.
+_THEN: Final[dict[str, Any]] = {
+    "width": 64,
+    "sampler": "log_uniform",
+    "negatives": 1024,
+    "epochs": 1.0,
+    "learning_rate": 3e-3,
+}
+_PAPER: Final = dataclasses.replace(PRESETS["paper"], **_THEN)
+_FIRST: Final = dataclasses.replace(
+    PRESETS["default"],
+    **_THEN,
+    targets=4,
+    horizon=100,
+    smoothing=0.0,
+    item_dropout=0.0,
+)
+
+# Steps from the paper to the first default, then one change at a time from it; then the default.
+VARIANTS: Final[dict[str, tuple[TrainingConfig, dict[str, Any]]]] = {
+    "paper": (_PAPER, {}),
+    "paper, no ReLU layer": (_PAPER, {"hidden": 0}),
+    "paper, no ReLU layer, cosine": (_PAPER, {"hidden": 0, "cosine": True, "temperature": 0.1}),
+    "first default, one target": (_FIRST, {"targets": 1}),
+    "first default": (_FIRST, {}),
+    "half an epoch": (_FIRST, {"epochs": 0.5}),
+    "horizon 20": (_FIRST, {"horizon": 20}),
+    "ReLU layer": (_FIRST, {"hidden": 256}),
+    "one interest": (_FIRST, {"interests": 1}),
+    "eight interests": (_FIRST, {"interests": 8}),
+    "one round of routing": (_FIRST, {"routing_iterations": 1}),
+    "soft attention, p = 1": (_FIRST, {"attention_power": 1.0}),
+    "soft attention, p = 2": (_FIRST, {"attention_power": 2.0}),
+    "negatives by popularity": (_FIRST, {"sampler": "popularity"}),
+    "negatives evenly": (_FIRST, {"sampler": "uniform"}),
+    "no correction": (_FIRST, {"correct_sampling": False}),
+    "temperature 0.07": (_FIRST, {"temperature": 0.07}),
+    "temperature 0.13": (_FIRST, {"temperature": 0.13}),
+    "default, 200,000 examples": (PRESETS["default"], {"examples": 200_000}),
+    "horizon 20, 200,000 examples": (PRESETS["default"], {"examples": 200_000, "horizon": 20}),
+    "fade 0.2, 200,000 examples": (PRESETS["default"], {"examples": 200_000, "fade": 0.2}),
+    "no smoothing, 200,000 examples": (
+        PRESETS["default"],
+        {"examples": 200_000, "smoothing": 0.0, "item_dropout": 0.0},
+    ),
+    "default": (PRESETS["default"], {}),
 }
 COLUMNS: Final = ("recall_at_20", "recall_at_50", "hit_rate_at_50", "ndcg_at_50")
 EXTRAS: Final = ("likeness", "catalogue", "kept")
@@ -67,7 +93,7 @@ def run(log: ClickLog, config: TrainingConfig) -> dict[str, float]:
     item_ids = vocabulary(past, config.min_item_clicks)
     sequences = Sequences.from_log(past, item_ids)
     held_out = HeldOut.split(past, future, item_ids, config.window_length)
-    model = build_model(len(item_ids), config)
+    model = build_model(sequences, len(item_ids), config)
     began = time.perf_counter()
     fit(model, sequences, config)
     seconds = time.perf_counter() - began
@@ -120,7 +146,7 @@ def main() -> None:
         base, changes = VARIANTS[name]
         results = []
         for seed in range(arguments.seeds):
-            config = dataclasses.replace(PRESETS[base], holdout=HOLDOUT, seed=seed, **changes)
+            config = dataclasses.replace(base, holdout=HOLDOUT, seed=seed, **changes)
             results.append(run(log, config))
         if not place:
             cells = [f"{100 * results[0][f'popularity_{column}']:.1f}" for column in COLUMNS]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.loss import NegativeSampler, log_uniform, popularity, sampled_softmax
+from training.loss import NegativeSampler, full_softmax, log_uniform, popularity, sampled_softmax
 from training.model import Mind, attend, slot_counts
 from training.preset import TrainingConfig
 from training.sequences import Batch, Sequences
@@ -59,14 +59,16 @@ def fit(
         else popularity(counts, 1.0 if config.sampler == "popularity" else 0.0)
     )
     correction = sampler.log_probability if config.correct_sampling else None
-    steps = math.ceil(len(sequences.example_positions()) * config.epochs / config.batch_size)
+    whole = config.negatives >= len(counts)
+    examples = min(len(sequences.example_positions()) * config.epochs, config.examples)
+    steps = math.ceil(examples / config.batch_size)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
     smoothed = math.nan
     model.train()
     with torch_threads(config.threads):
         for step, batch in enumerate(_batches(sequences, rng, config, steps), start=1):
-            negatives = sampler.draw(rng, config.negatives)
+            negatives = None if whole else sampler.draw(rng, config.negatives)
             loss = _loss(model, batch, negatives, correction, noise, config)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -83,12 +85,15 @@ def fit(
 def _loss(
     model: Mind,
     batch: Batch,
-    negatives: Tensor,
+    negatives: Tensor | None,
     correction: Tensor | None,
     noise: torch.Generator,
     config: TrainingConfig,
 ) -> Tensor:
-    table = model.item_table()  # (N+1, D)
+    kept = None
+    if config.item_dropout:
+        kept = torch.rand(len(model.table), 1, generator=noise) >= config.item_dropout
+    table = model.item_table(kept)  # (N+1, D)
     rows = torch.from_numpy(batch.rows)  # (B, L)
     targets = torch.from_numpy(batch.targets)  # (B, T)
     mask = rows > 0
@@ -104,6 +109,8 @@ def _loss(
     users = attend(interests, slots, labels, config.attention_power, scale)  # (B, T, D)
     # A window of unknown items only has no interest to learn from.
     targets = torch.where((counts > 0).unsqueeze(1), targets, 0)
+    if negatives is None:
+        return full_softmax(users, targets, table, config.temperature)
     return sampled_softmax(users, targets, table, negatives, correction, config.temperature)
 
 

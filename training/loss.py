@@ -1,4 +1,4 @@
-"""Sampled softmax over the item table, corrected for how negatives are drawn.
+"""Softmax over the item table, whole or sampled and corrected for how negatives are drawn.
 
 B users, T targets, S negatives, N items, D vector width.
 """
@@ -52,6 +52,24 @@ def popularity(counts: npt.NDArray[np.int64], power: float) -> npt.NDArray[np.fl
     """Clicks to a power: 1 draws as items are clicked, 0 evenly."""
     weights = np.maximum(counts, 1).astype(np.float64) ** power
     return np.asarray(weights / weights.sum(), dtype=np.float64)
+
+
+def full_softmax(users: Tensor, targets: Tensor, table: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy of each target against all items.
+
+    Args:
+        users: float32 (B, T, D), the user as seen by each target.
+        targets: int64 (B, T), rows; 0 for no target.
+        table: float32 (N+1, D), item vectors.
+        temperature: similarities are divided by it.
+
+    Returns:
+        float32 scalar.
+    """
+    real = targets > 0
+    scores = (users[real] / temperature) @ table[1:].T  # (≤ B·T, N)
+    total = functional.cross_entropy(scores, targets[real] - 1, reduction="sum")
+    return total / real.sum().clamp(min=1)
 
 
 def sampled_softmax(

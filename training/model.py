@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from training.item_graph import ItemGraph
+
 # Stands for "never" among logits. Not -inf: a user without clicks has no slot at all, and the
 # softmax of nothing but -inf is NaN.
 NEVER = -1e9
@@ -53,7 +55,12 @@ def squash(vectors: Tensor) -> Tensor:
 
 
 def route(
-    behaviours: Tensor, logits: Tensor, mask: Tensor, slots: Tensor, iterations: int
+    behaviours: Tensor,
+    logits: Tensor,
+    mask: Tensor,
+    slots: Tensor,
+    iterations: int,
+    gates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Group each user's behaviours into interest capsules.
 
@@ -67,6 +74,7 @@ def route(
         mask: bool (B, L), True where there is a click.
         slots: bool (B, K), True for the interests that the user has.
         iterations: rounds of routing, at least 1.
+        gates: float32 (B, L), how much each click counts in a capsule; 1 each if None.
 
     Returns:
         Capsules float32 (B, K, D), and the couplings float32 (B, L, K) that made them. Both are
@@ -74,13 +82,15 @@ def route(
     """
     clicks = mask.unsqueeze(2)  # (B, L, 1)
     allowed = slots.unsqueeze(1)  # (B, 1, K)
-    settled = behaviours.detach()
+    # A click that counts for less is a shorter vector, as far as sums of vectors go.
+    weighed = behaviours if gates is None else behaviours * gates.unsqueeze(2)  # (B, L, D)
+    settled, settled_weighed = behaviours.detach(), weighed.detach()
     for _ in range(iterations - 1):
         couplings = _couplings(logits, clicks, allowed)
-        capsules = squash(couplings.transpose(1, 2) @ settled)  # (B, K, D)
+        capsules = squash(couplings.transpose(1, 2) @ settled_weighed)  # (B, K, D)
         logits = logits + settled @ capsules.transpose(1, 2)  # (B, L, K)
     couplings = _couplings(logits, clicks, allowed)
-    return squash(couplings.transpose(1, 2) @ behaviours), couplings
+    return squash(couplings.transpose(1, 2) @ weighed), couplings
 
 
 def _couplings(logits: Tensor, clicks: Tensor, allowed: Tensor) -> Tensor:
@@ -124,6 +134,9 @@ class Mind(nn.Module):
         iterations: rounds of routing.
         cosine: compare unit vectors (items and interests alike) instead of raw inner products.
         hidden: width of the ReLU layer that the paper puts after the capsules; 0 for none.
+        fade: a click counts e^-fade for every click after it; 0 if all count alike.
+        graph: which items are clicked close to each other.
+        smoothing: weight of an item's neighbours in its vector, over that of its own.
         seed: of the weights and of the directions that seed served routing.
     """
 
@@ -138,6 +151,9 @@ class Mind(nn.Module):
         iterations: int = 3,
         cosine: bool = True,
         hidden: int = 0,
+        fade: float = 0.0,
+        graph: ItemGraph | None = None,
+        smoothing: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -145,6 +161,9 @@ class Mind(nn.Module):
         self.interests = interests
         self.iterations = iterations
         self.cosine = cosine
+        self.graph = graph if smoothing else None
+        self.smoothing = smoothing
+        self.fade = fade
         scale = 1 / math.sqrt(width)
         table = torch.randn(items + 1, width, generator=generator) * scale
         table[0] = 0.0
@@ -162,9 +181,27 @@ class Mind(nn.Module):
             self.layers = nn.Sequential(into, nn.ReLU(), out)
         self.register_buffer("directions", torch.randn(width, interests, generator=generator))
 
-    def item_table(self) -> Tensor:
-        """Item vectors as compared and served: float32 (N+1, D), row 0 zeros."""
-        return unit(self.table) if self.cosine else self.table
+    def item_table(self, kept: Tensor | None = None) -> Tensor:
+        """Item vectors as compared and served: float32 (N+1, D), row 0 zeros.
+
+        With a graph, an item's vector leans on those of its neighbours (a round of LightGCN, He et
+        al., SIGIR 2020), so that an item clicked twice has a place that many clicks decided.
+
+        Args:
+            kept: bool (N+1, 1), False for items that have nothing but their neighbours; None for
+                all as they are.
+        """
+        table: Tensor = self.table if kept is None else self.table * kept
+        if self.graph is not None:
+            table = table + self.smoothing * self.graph.neighbours(table)
+        return unit(table) if self.cosine else table
+
+    def gates(self, mask: Tensor) -> Tensor | None:
+        """How much each click counts, falling exponentially with the clicks after it: (B, L)."""
+        if not self.fade:
+            return None
+        after = mask.sum(dim=1, keepdim=True) - mask.cumsum(dim=1)  # (B, L)
+        return (-self.fade * after).exp()
 
     def encode(self, vectors: Tensor, mask: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Encode windows of item vectors.
@@ -181,7 +218,9 @@ class Mind(nn.Module):
         counts = slot_counts(mask.sum(dim=1), self.interests)  # (B,)
         slots = torch.arange(self.interests, device=mask.device) < counts.unsqueeze(1)  # (B, K)
         behaviours = vectors @ self.bilinear  # (B, L, D)
-        capsules, couplings = route(behaviours, logits, mask, slots, self.iterations)
+        capsules, couplings = route(
+            behaviours, logits, mask, slots, self.iterations, self.gates(mask)
+        )
         if len(self.layers):
             capsules = torch.where(slots.unsqueeze(2), self.layers(capsules), 0.0)
         return (unit(capsules) if self.cosine else capsules), couplings  # (B, K, D), (B, L, K)

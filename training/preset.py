@@ -21,12 +21,19 @@ class TrainingConfig:
         attention_power: p of label-aware attention; infinity for the likeliest interest alone.
         temperature: similarities are divided by it in the softmax.
         sampler: negatives by "log_uniform" popularity rank (Zipf), by "popularity", or "uniform".
-        negatives: negatives per batch, shared by its examples.
+        negatives: negatives per batch, shared by its examples; as many as there are items, or
+            more, for the softmax over all of them.
         correct_sampling: subtract the log of the chance of being drawn.
         targets: clicks to predict from one window.
         horizon: they are drawn from this many clicks after it.
         routing_noise: standard deviation of the initial routing logits.
+        fade: a click counts e^-fade for every click after it; 0 if all count alike.
+        smoothing: weight of an item's neighbours in its vector, over that of its own; 0 for none.
+        graph_reach: items are neighbours when clicked this close to each other.
+        neighbours: an edge is kept if it is among the so many heaviest of either item.
+        item_dropout: share of items that have only their neighbours' vectors, drawn anew each step.
         epochs: passes over all positions; a fraction stops within the pass.
+        examples: most examples in all; on a long log there are fewer passes.
         batch_size: examples per step.
         learning_rate: of Adam; falls to zero along a cosine after a warm-up of a twentieth.
         min_item_clicks: items clicked fewer times are left out.
@@ -38,21 +45,27 @@ class TrainingConfig:
     name: str = "default"
     window_length: int = 50
     interests: int = 4
-    width: int = 64
+    width: int = 128
     routing_iterations: int = 3
     cosine: bool = True
     hidden: int = 0
     attention_power: float = math.inf
     temperature: float = 0.1
-    sampler: str = "log_uniform"
-    negatives: int = 1024
+    sampler: str = "uniform"
+    negatives: int = 4096
     correct_sampling: bool = True
-    targets: int = 4
+    targets: int = 2
     horizon: int = 100
     routing_noise: float = 1.0
-    epochs: float = 1.0
+    fade: float = 0.0
+    smoothing: float = 3.0
+    graph_reach: int = 3
+    neighbours: int = 64
+    item_dropout: float = 0.2
+    epochs: float = 8.0
+    examples: int = 1_500_000
     batch_size: int = 512
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     min_item_clicks: int = 1
     holdout: float = 0.05
     seed: int = 0
@@ -70,7 +83,13 @@ class TrainingConfig:
                 ("sampler", f"one of {', '.join(SAMPLERS)}", self.sampler in SAMPLERS),
                 ("negatives", "at least 1", self.negatives >= 1),
                 ("targets", "from 1 to horizon", 1 <= self.targets <= self.horizon),
+                ("fade", "at least 0", self.fade >= 0),
+                ("smoothing", "at least 0", self.smoothing >= 0),
+                ("graph_reach", "at least 1", self.graph_reach >= 1),
+                ("neighbours", "at least 1", self.neighbours >= 1),
+                ("item_dropout", "from 0 to below 1", 0 <= self.item_dropout < 1),
                 ("epochs", "positive", self.epochs > 0),
+                ("examples", "at least 1", self.examples >= 1),
                 ("batch_size", "at least 1", self.batch_size >= 1),
                 ("learning_rate", "positive", self.learning_rate > 0),
                 ("min_item_clicks", "at least 1", self.min_item_clicks >= 1),
@@ -91,11 +110,26 @@ class TrainingConfig:
 
 SAMPLERS: Final = ("log_uniform", "popularity", "uniform")
 
+# As published: raw inner products, a ReLU layer after the capsules, the next click as the one
+# target, hard label-aware attention (the paper finds that the larger p the better), all clicks
+# alike.
+_PAPER: Final = TrainingConfig(
+    name="paper",
+    cosine=False,
+    hidden=256,
+    temperature=1.0,
+    sampler="log_uniform",
+    negatives=1024,
+    targets=1,
+    horizon=1,
+    smoothing=0.0,
+    item_dropout=0.0,
+)
+
 PRESETS: Final = {
     "default": TrainingConfig(),
-    # As published: raw inner products, a ReLU layer after the capsules, the next click as the one
-    # target, hard label-aware attention (the paper finds that the larger p the better).
-    "paper": TrainingConfig(
-        name="paper", cosine=False, hidden=256, temperature=1.0, targets=1, horizon=1
-    ),
+    "paper": _PAPER,
+    # One vector per user, the average of the window through a ReLU layer: the candidate generator
+    # of Covington et al., "Deep neural networks for YouTube recommendations", RecSys 2016.
+    "youtube-dnn": dataclasses.replace(_PAPER, name="youtube-dnn", interests=1),
 }

@@ -18,6 +18,7 @@ from training.click_log import ClickLog, ClickLogError
 from training.evaluation import HeldOut, evaluate, evaluate_popularity
 from training.export import check_graph, checked_windows, export_graph
 from training.fit import Progress, ProgressCallback, fit, torch_threads
+from training.item_graph import ItemGraph
 from training.model import Mind, ServedMind
 from training.preset import TrainingConfig
 from training.sequences import Sequences
@@ -68,7 +69,7 @@ def train_release(
             "on a longer time"
         )
 
-    model = build_model(len(item_ids), config)
+    model = build_model(sequences, len(item_ids), config)
     fit(model, sequences, config, progress)
 
     tell(Progress("evaluating", 0, 1))
@@ -130,8 +131,13 @@ def vocabulary(clicks: ClickLog, min_item_clicks: int) -> list[str]:
     return [item for item, n in zip(clicks.item_ids, counts, strict=True) if n >= min_item_clicks]
 
 
-def build_model(items: int, config: TrainingConfig) -> Mind:
-    """An untrained model for so many items."""
+def build_model(sequences: Sequences, items: int, config: TrainingConfig) -> Mind:
+    """An untrained model for so many items; its graph is of the sequences to train on."""
+    graph = None
+    if config.smoothing:
+        graph = ItemGraph.of_clicks(
+            sequences, items, reach=config.graph_reach, most=config.neighbours
+        )
     return Mind(
         items,
         width=config.width,
@@ -139,6 +145,9 @@ def build_model(items: int, config: TrainingConfig) -> Mind:
         iterations=config.routing_iterations,
         cosine=config.cosine,
         hidden=config.hidden,
+        fade=config.fade,
+        graph=graph,
+        smoothing=config.smoothing,
         seed=config.seed,
     )
 

@@ -32,7 +32,7 @@ def real_windows() -> np.ndarray:
 @pytest.fixture(scope="module")
 def model(real_windows: np.ndarray) -> Mind:
     """Far from the start, where routing is sharp and rounding could tip it."""
-    model = Mind(int(real_windows.max()), width=64, interests=4, seed=5)
+    model = Mind(int(real_windows.max()), width=64, interests=4, fade=0.1, seed=5)
     with torch.no_grad():
         model.bilinear.mul_(3.0)
     return model

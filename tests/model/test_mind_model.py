@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from training.loss import NegativeSampler, log_uniform, popularity, sampled_softmax
+from training.item_graph import ItemGraph
+from training.loss import NegativeSampler, full_softmax, log_uniform, popularity, sampled_softmax
 from training.model import Mind, attend, route, slot_counts, squash, unit
+from training.sequences import Sequences
 
 
 def test_interest_numbers_follow_the_paper() -> None:
@@ -89,6 +91,46 @@ def test_sampled_softmax_approaches_the_full_one() -> None:
         assert loss.item() == pytest.approx(full.item(), abs=0.05)
         uncorrected = sampled_softmax(users, targets, table, drawn, None, 2.0)
         assert uncorrected.item() > full.item() + 1
+
+
+def test_the_full_softmax_is_the_cross_entropy_over_all_items() -> None:
+    """Padding is no item, and a missing target does not count."""
+    torch.manual_seed(0)
+    table, users = torch.randn(51, 8), torch.randn(40, 2, 8)
+    targets = torch.randint(0, 51, (40, 2))
+    real = targets > 0
+    assert not real.all()
+    expected = torch.nn.functional.cross_entropy(users[real] @ table[1:].T / 2, targets[real] - 1)
+    torch.testing.assert_close(full_softmax(users, targets, table, 2.0), expected)
+    assert full_softmax(users, torch.zeros_like(targets), table, 2.0) == 0
+
+
+def test_a_click_counts_for_less_the_more_came_after_it() -> None:
+    """Counting known clicks only; one that counts for nothing might as well not be there."""
+    model = Mind(10, width=6, interests=1, fade=0.3)
+    mask = torch.tensor([[True, False, True, True, False]])
+    with torch.no_grad():
+        gates = model.gates(mask)
+        assert gates is not None
+        torch.testing.assert_close(gates[mask], torch.tensor([-0.6, -0.3, 0.0]).exp())
+        model.fade = 200.0
+        vectors = torch.randn(1, 5, 6) * mask.unsqueeze(2)
+        gated, _ = model.encode(vectors, mask, torch.zeros(1, 5, 1))
+        newest = torch.tensor([[False, False, False, True, False]])
+        alone, _ = model.encode(vectors * newest.unsqueeze(2), newest, torch.zeros(1, 5, 1))
+    torch.testing.assert_close(gated, alone)
+
+
+def test_an_item_that_is_dropped_has_its_neighbours_vectors_only() -> None:
+    """And nothing at all without a graph."""
+    sequences = Sequences(np.array([1, 2], np.int32), np.array([0, 2]))
+    graph = ItemGraph.of_clicks(sequences, 3, reach=1, most=1)
+    model = Mind(3, width=6, interests=1, graph=graph, smoothing=2.0)
+    kept = torch.tensor([[True], [False], [True], [True]])
+    vectors = model.item_table(kept)
+    torch.testing.assert_close(vectors[1], unit(model.table[2:3])[0])
+    torch.testing.assert_close(vectors[3], unit(model.table[3:])[0])
+    assert not Mind(3, width=6, interests=1).item_table(kept)[1].any()
 
 
 def test_missing_targets_do_not_count() -> None:

@@ -13,10 +13,9 @@ from tests.tastes import GROUPS, ITEMS_PER_GROUP, group_of, planted_log, shuffle
 from training.click_log import ClickLog, ClickLogError
 from training.evaluation import HeldOut, evaluate
 from training.fit import Progress, fit
-from training.model import Mind
 from training.preset import PRESETS, TrainingConfig
 from training.sequences import Sequences
-from training.trainer import hold_out, train_release, vocabulary
+from training.trainer import build_model, hold_out, train_release, vocabulary
 
 NOW = datetime(2026, 11, 24, 11, 30, tzinfo=UTC)
 CONFIG = TrainingConfig(
@@ -139,10 +138,10 @@ def test_training_is_deterministic(planted: ClickLog, base: str) -> None:
 
     def trained(seed: int) -> bytes:
         items = vocabulary(planted, 1)
-        model = Mind(
-            len(items), width=16, interests=4, cosine=config.cosine, hidden=config.hidden, seed=seed
-        )
-        fit(model, Sequences.from_log(planted, items), dataclasses.replace(config, seed=seed))
+        sequences = Sequences.from_log(planted, items)
+        seeded = dataclasses.replace(config, seed=seed)
+        model = build_model(sequences, len(items), seeded)
+        fit(model, sequences, seeded)
         return b"".join(value.numpy().tobytes() for value in model.state_dict().values())
 
     assert trained(0) == trained(0)
