@@ -1,4 +1,4 @@
-"""Upsert requests filled from arrays.
+"""Requests to write rows, filled from arrays.
 
 The message is the one that pymilvus makes of the same columns, in a tenth of the time: it extends
 its fields number by number, and we hand protobuf the bytes that an array has in memory.
@@ -7,7 +7,7 @@ its fields number by number, and we hand protobuf the bytes that an array has in
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from pymilvus import DataType
@@ -16,12 +16,17 @@ from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 _PACKED: Final = b"\x0a"  # field 1, as a run of bytes of which the length follows
 
 
-def upsert_request(
-    name: str, fields: Iterable[Mapping[str, Any]], columns: Mapping[str, Any], rows: slice
+def write_request(
+    call: Literal["Insert", "Upsert"],
+    name: str,
+    fields: Iterable[Mapping[str, Any]],
+    columns: Mapping[str, Any],
+    rows: slice,
 ) -> Any:
     """The request that writes some rows of columns.
 
     Args:
+        call: which it is for.
         name: of the collection.
         fields: its fields as Milvus describes them.
         columns: by field: strings as a sequence, numbers as an array (n,), vectors as (n, D).
@@ -30,7 +35,8 @@ def upsert_request(
     Raises:
         TypeError: a field has a type that none of our collections has.
     """
-    request = milvus_pb2.UpsertRequest(collection_name=name)
+    kind = {"Insert": milvus_pb2.InsertRequest, "Upsert": milvus_pb2.UpsertRequest}[call]
+    request = kind(collection_name=name)
     for field in fields:
         values = columns[field["name"]][rows]
         request.num_rows = len(values)

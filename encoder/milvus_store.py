@@ -23,7 +23,7 @@ from pymilvus.exceptions import MilvusException
 
 from encoder.errors import LeaseRanOut, Misconfigured, Unavailable
 from encoder.milvus_client import milvus_client
-from encoder.milvus_request import upsert_request
+from encoder.milvus_request import write_request
 from encoder.settings import MilvusSettings
 
 Consistency = Literal["Strong", "Bounded", "Session", "Eventually"]
@@ -171,10 +171,13 @@ class MilvusStore:
         doing = f"writing to {name}"
         with self._translated(doing):
             fields = self._schema(name)["fields"]
+        # On Lite either replaces rows of the same key, but its upsert first looks every row up, by
+        # itself, for fields that the caller left out. We leave none out.
+        call: Literal["Insert", "Upsert"] = "Insert" if self.is_lite else "Upsert"
         step = max(1, _REQUEST_CELLS // vectors.shape[1])
         for start in range(0, len(vectors), step):
-            request = upsert_request(name, fields, columns, slice(start, start + step))
-            self._send("Upsert", request, doing, deadline, lease)
+            request = write_request(call, name, fields, columns, slice(start, start + step))
+            self._send(call, request, doing, deadline, lease)
 
     def delete(
         self,
@@ -315,7 +318,7 @@ class MilvusStore:
 
     def _send(
         self,
-        method: Literal["Upsert", "Delete"],
+        method: Literal["Insert", "Upsert", "Delete"],
         request: Any,
         doing: str,
         deadline: float,

@@ -111,6 +111,26 @@ def test_writing_again_overwrites(index: InterestIndex, release: str, user: str)
     assert np.array_equal(np.stack([i.vector for i in by_slot]), unit_vectors(2, 2))
 
 
+def test_writing_again_overwrites_what_was_flushed(
+    index: InterestIndex, release: str, user: str
+) -> None:
+    """Rows that left the store's log are replaced alike: read, listed, counted and found once."""
+    before = index.count("interests", release)
+    write(index, release, rows_of(user, 3, seed=41), [])
+    index._store.flush(f"interests_{release}")
+    write(index, release, rows_of(user, 2, seed=42, updated_at=9), [interest_key(user, 2)])
+    found = index.interests(release, [user], SLOTS, "Strong")[user]
+    assert [(i.slot, i.updated_at) for i in found] == [(1, 9), (0, 9)]
+    listed = [row for row in index.all_interests(release) if row.user_id == user]
+    assert sorted((row.slot, row.updated_at) for row in listed) == [(0, 9), (1, 9)]
+    assert index.count("interests", release) == before + 2
+    assert [
+        hit.id for hit in index.nearest_users(release, unit_vectors(2, 42)[0], 1, "Strong")
+    ] == [user]
+    old = unit_vectors(3, 41)[2]
+    assert index.nearest_users(release, old, 1, "Strong")[0].score < 0.999
+
+
 def test_stale_keys_are_deleted_whether_or_not_they_exist(
     index: InterestIndex, release: str, user: str
 ) -> None:

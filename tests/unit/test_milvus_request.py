@@ -5,7 +5,7 @@ import pytest
 from pymilvus import DataType
 from pymilvus.client.prepare import Prepare
 
-from encoder.milvus_request import upsert_request
+from encoder.milvus_request import write_request
 
 FIELDS = [
     {"name": "id", "type": DataType.VARCHAR, "params": {"max_length": 64}, "is_primary": True},
@@ -36,8 +36,10 @@ def test_the_message_is_pymilvus_own(rows: int, of: slice) -> None:
     ]
     if not len(entities[0]["values"]):  # type: ignore[arg-type]
         return
-    expected = Prepare.batch_upsert_param("c", entities, "", FIELDS)
-    assert upsert_request("c", FIELDS, given, of) == expected
+    upsert = Prepare.batch_upsert_param("c", entities, "", FIELDS)
+    assert write_request("Upsert", "c", FIELDS, given, of) == upsert
+    insert = Prepare.batch_insert_param("c", entities, "", FIELDS)
+    assert write_request("Insert", "c", FIELDS, given, of) == insert
 
 
 def test_vectors_that_are_not_contiguous_are_written_as_they_read() -> None:
@@ -46,14 +48,14 @@ def test_vectors_that_are_not_contiguous_are_written_as_they_read() -> None:
     vectors = np.asarray(given["vector"])
     strided = {**given, "vector": np.asfortranarray(vectors)}
     everything = slice(0, 4)
-    assert upsert_request("c", FIELDS, strided, everything) == upsert_request(
-        "c", FIELDS, given, everything
+    assert write_request("Upsert", "c", FIELDS, strided, everything) == write_request(
+        "Upsert", "c", FIELDS, given, everything
     )
 
 
 def test_another_type_is_refused() -> None:
     """Instead of sending nothing for it."""
     with pytest.raises(TypeError, match="field flag"):
-        upsert_request(
-            "c", [{"name": "flag", "type": DataType.BOOL}], {"flag": [True]}, slice(0, 1)
+        write_request(
+            "Upsert", "c", [{"name": "flag", "type": DataType.BOOL}], {"flag": [True]}, slice(0, 1)
         )
