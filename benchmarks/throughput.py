@@ -182,7 +182,7 @@ def alone(
     """
     settings = deployment.settings.milvus
     index = InterestIndex(settings)
-    rows = _rows(users, max(1, round(rows_per_user)))
+    rows = rows_of_users(users, max(1, round(rows_per_user)))
     best: dict[str, float] = {}
     try:
         for way, write in _ways(settings, index):
@@ -232,7 +232,7 @@ def _ways(settings: MilvusSettings, index: InterestIndex) -> Iterator[tuple[str,
 def _rate(write: _Write, release: str, rows: list[InterestRows], users_per_batch: int) -> float:
     rng = random.Random(0)
     size = min(users_per_batch, len(rows))
-    batches = itertools.cycle([_joined(rng.sample(rows, size)) for _ in range(8)])
+    batches = itertools.cycle([joined_rows(rng.sample(rows, size)) for _ in range(8)])
     written, seconds, began = 0, 0.0, time.perf_counter()
     while seconds < _FLOOR_S:
         batch = next(batches)
@@ -242,7 +242,8 @@ def _rate(write: _Write, release: str, rows: list[InterestRows], users_per_batch
     return written / seconds
 
 
-def _rows(users: int, per_user: int) -> list[InterestRows]:
+def rows_of_users(users: int, per_user: int) -> list[InterestRows]:
+    """The rows of each user, of random interests."""
     rng = np.random.default_rng(0)
     vectors: NDArray[np.float32] = rng.standard_normal((users, per_user, WIDTH), np.float32)
     vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
@@ -259,7 +260,8 @@ def _rows(users: int, per_user: int) -> list[InterestRows]:
     ]
 
 
-def _joined(parts: list[InterestRows]) -> InterestRows:
+def joined_rows(parts: list[InterestRows]) -> InterestRows:
+    """Rows of several users as one batch."""
     return InterestRows(
         user_ids=[one for part in parts for one in part.user_ids],
         slots=np.concatenate([part.slots for part in parts]),
