@@ -5,7 +5,7 @@ import base64
 import os
 import signal
 import sys
-import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -243,9 +243,9 @@ def main() -> int:
     parser.add_argument("--port", type=int, help="port on 127.0.0.1 (default: a free one)")
     parser.add_argument("--data", type=Path, help="folder that keeps the data (default: none does)")
     options = parser.parse_args()
-    over = threading.Event()
+    asked: list[int] = []
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: over.set())
+        signal.signal(signum, lambda number, _: asked.append(number))
 
     def say(message: str) -> None:
         sys.stderr.write(message + "\n")
@@ -254,7 +254,8 @@ def main() -> int:
         with LocalBroker(options.data, port=options.port, notify=say) as broker:
             sys.stdout.write(broker.bootstrap_servers + "\n")
             sys.stdout.flush()
-            while not over.wait(0.5):
+            while not asked:
+                time.sleep(0.2)
                 if not broker.running:
                     raise ServiceError(f"Kafka ended; the end of its log:\n{tail(broker.log)}")
     except ServiceError as error:
