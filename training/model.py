@@ -55,21 +55,24 @@ def squash(vectors: Tensor) -> Tensor:
 
 
 def route(
-    behaviours: Tensor,
+    vectors: Tensor,
+    bilinear: Tensor,
     logits: Tensor,
     mask: Tensor,
     slots: Tensor,
     iterations: int,
     gates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Group each user's behaviours into interest capsules.
+    """Group each user's clicks into interest capsules.
 
-    Behaviour-to-interest dynamic routing: MIND (Li et al., CIKM 2019), algorithm 1. Gradients pass
-    through the last round only, as in CapsNet's published code; the rounds before settle the
-    couplings.
+    Behaviour-to-interest dynamic routing: MIND (Li et al., CIKM 2019), algorithm 1. S is applied to
+    the K sums rather than to the L clicks that are summed, which is the same and less work.
+    Gradients pass through the last round only, as in CapsNet's published code; the rounds before
+    settle the couplings.
 
     Args:
-        behaviours: float32 (B, L, D), already projected by the shared bilinear map.
+        vectors: float32 (B, L, D), of the items clicked; zero where there is no click.
+        bilinear: float32 (D, D), S, which all pairs of clicks and interests share.
         logits: float32 (B, L, K), initial routing logits.
         mask: bool (B, L), True where there is a click.
         slots: bool (B, K), True for the interests that the user has.
@@ -80,22 +83,22 @@ def route(
         Capsules float32 (B, K, D), and the couplings float32 (B, L, K) that made them. Both are
         zero in slots the user does not have, and couplings also where there is no click.
     """
-    clicks = mask.unsqueeze(2)  # (B, L, 1)
-    allowed = slots.unsqueeze(1)  # (B, 1, K)
     # A click that counts for less is a shorter vector, as far as sums of vectors go.
-    weighed = behaviours if gates is None else behaviours * gates.unsqueeze(2)  # (B, L, D)
-    settled, settled_weighed = behaviours.detach(), weighed.detach()
+    weighed = vectors if gates is None else vectors * gates.unsqueeze(2)  # (B, L, D)
+    # Capsules in slots that the user does not have remain zero, so this lasts for all rounds.
+    logits = torch.where(slots.unsqueeze(1), logits, NEVER)  # (B, L, K)
+    settled, settled_weighed, settled_bilinear = (
+        vectors.detach(),
+        weighed.detach(),
+        bilinear.detach(),
+    )
     for _ in range(iterations - 1):
-        couplings = _couplings(logits, clicks, allowed)
-        capsules = squash(couplings.transpose(1, 2) @ settled_weighed)  # (B, K, D)
-        logits = logits + settled @ capsules.transpose(1, 2)  # (B, L, K)
-    couplings = _couplings(logits, clicks, allowed)
-    return squash(couplings.transpose(1, 2) @ weighed), couplings
-
-
-def _couplings(logits: Tensor, clicks: Tensor, allowed: Tensor) -> Tensor:
-    shares = torch.where(allowed, logits, NEVER).softmax(dim=2)  # over the interests
-    return torch.where(clicks & allowed, shares, 0.0)  # (B, L, K)
+        sums = logits.softmax(dim=2).transpose(1, 2) @ settled_weighed  # (B, K, D)
+        capsules = squash(sums @ settled_bilinear)
+        logits = logits + settled @ (capsules @ settled_bilinear.T).transpose(1, 2)
+    real = mask.unsqueeze(2) & slots.unsqueeze(1)
+    couplings = torch.where(real, logits.softmax(dim=2), 0.0)
+    return squash(couplings.transpose(1, 2) @ weighed @ bilinear), couplings
 
 
 def attend(interests: Tensor, slots: Tensor, targets: Tensor, power: float, scale: float) -> Tensor:
@@ -217,9 +220,8 @@ class Mind(nn.Module):
         """
         counts = slot_counts(mask.sum(dim=1), self.interests)  # (B,)
         slots = torch.arange(self.interests, device=mask.device) < counts.unsqueeze(1)  # (B, K)
-        behaviours = vectors @ self.bilinear  # (B, L, D)
         capsules, couplings = route(
-            behaviours, logits, mask, slots, self.iterations, self.gates(mask)
+            vectors, self.bilinear, logits, mask, slots, self.iterations, self.gates(mask)
         )
         if len(self.layers):
             capsules = torch.where(slots.unsqueeze(2), self.layers(capsules), 0.0)

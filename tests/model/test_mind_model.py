@@ -33,11 +33,13 @@ def test_squash_and_unit_keep_directions() -> None:
 def test_routing_is_algorithm_one() -> None:
     """Three rounds, click by click and interest by interest, give the same capsules."""
     torch.manual_seed(0)
-    behaviours, logits = torch.randn(1, 5, 4), torch.randn(1, 5, 3)
+    vectors, bilinear, logits = torch.randn(1, 5, 4), torch.randn(4, 4), torch.randn(1, 5, 3)
     mask = torch.tensor([[True, True, True, True, False]])
+    vectors[~mask] = 0.0
     slots = torch.tensor([[True, True, False]])
-    capsules, couplings = route(behaviours, logits, mask, slots, 3)
+    capsules, couplings = route(vectors, bilinear, logits, mask, slots, 3)
 
+    behaviours = vectors @ bilinear
     b = {(i, j): float(logits[0, i, j]) for i in range(4) for j in range(2)}
     for _ in range(3):
         w = {
