@@ -20,7 +20,7 @@ def columns(rows: InterestRows) -> dict[str, list[object]]:
     }
 
 
-def upsert_columns(collection: Collection, rows: InterestRows) -> None:
-    """Write them, in the order of the collection's fields."""
+def in_order(collection: Collection, rows: InterestRows) -> list[list[object]]:
+    """In the order of the collection's fields."""
     by_field = columns(rows)
-    collection.upsert([by_field[field.name] for field in collection.schema.fields])
+    return [by_field[field.name] for field in collection.schema.fields]

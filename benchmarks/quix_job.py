@@ -14,7 +14,7 @@ from pymilvus import Collection, connections
 from quixstreams import Application, State
 from quixstreams.sinks.base import BatchingSink, SinkBatch
 
-from benchmarks.columns import upsert_columns
+from benchmarks.columns import in_order
 from encoder.interests import ClickColumns, compute_interests, interest_key
 from encoder.mind_encoder import MindEncoder
 from encoder.release import fetch_release
@@ -57,7 +57,7 @@ def main() -> None:
             users = list(windows)
             rows, used = compute_interests(self._encoder, users, columns)
             if len(rows):
-                upsert_columns(self._collection, rows)
+                self._collection.upsert(in_order(self._collection, rows))
             stale = [
                 interest_key(user, slot)
                 for user, first in zip(users, used.tolist(), strict=True)

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from pymilvus import Collection, MilvusClient, connections
-
-from benchmarks.columns import columns, upsert_columns
-from benchmarks.ground import WIDTH, Ground, StoreName, Traffic, serving
+from benchmarks.ground import Ground, StoreName, Traffic, serving
 from benchmarks.results import Result, at_least, say
-from encoder.interest_index import InterestIndex
-from encoder.interests import InterestRows
-from encoder.settings import MilvusSettings
+from benchmarks.write_floor import OURS, alone, rows_of_users
+from lookup import Lookup
 from mindstream.group import committed_offsets
 from mindstream.worker_process import WorkerProcess
 from tests.deployment import Deployment
 
 CLICKS, USERS = 2_000_000, 100_000
 _GOAL = 0.8
-_FLOOR_S = 12.0
 _POLL_S = 0.1
 _STALLED_S = 120.0
 _STEPS = ("merge", "encode", "write", "commit")
@@ -35,15 +25,17 @@ _STEPS = ("merge", "encode", "write", "commit")
 
 @dataclass(frozen=True)
 class Applied:
-    """How fast a backlog was applied, from its first batches on.
+    """How fast a backlog was applied, from its first batches on until its rows could be read.
 
     Attributes:
+        rows: written in that time.
         users_per_batch: changed windows.
         step_share: part of the time that each step was under way.
         worker_us_per_click: processor time of the workers.
         cpu_share: part of the machine's processor time that was used, by whomever.
     """
 
+    rows: int
     clicks_per_s: float
     users_per_s: float
     rows_per_s: float
@@ -66,9 +58,14 @@ def throughput(ground: Ground, store: StoreName) -> Iterator[Result]:
         if audit.differences or audit.clicks != len(traffic):
             raise SystemExit(f"throughput-{store}: {audit.report()}")
         rows_per_user = applied.rows_per_s / applied.users_per_s
-        say("  writing to Milvus alone")
-        floors = alone(deployment, applied.users_per_batch, rows_per_user, ground.size(USERS))
-    supported = max(floors["dictionaries"], floors["columns"])
+        say("  writing as many rows to Milvus alone")
+        floors = alone(
+            deployment.settings.milvus,
+            rows_of_users(ground.size(USERS), max(1, round(rows_per_user))),
+            users_at_once=applied.users_per_batch,
+            rows_in_all=applied.rows,
+        )
+    supported = max(rate for way, rate in floors.items() if way != OURS)
     yield at_least(
         f"throughput-{store}",
         applied.users_per_s,
@@ -76,6 +73,7 @@ def throughput(ground: Ground, store: StoreName) -> Iterator[Result]:
         _GOAL,
         floor=supported / rows_per_user,
         clicks_per_s=round(applied.clicks_per_s),
+        rows=applied.rows,
         rows_per_s=round(applied.rows_per_s),
         rows_per_user=round(rows_per_user, 2),
         users_per_batch=applied.users_per_batch,
@@ -143,7 +141,8 @@ def apply_backlog(deployment: Deployment, workers: list[WorkerProcess], clicks: 
         elif now - progressed > _STALLED_S:
             raise SystemExit(f"stalled at {done:,.0f} of {clicks:,} clicks")
         time.sleep(_POLL_S)
-    seconds = now - began
+    _read_strongly(deployment)
+    seconds = time.perf_counter() - began
     gained = {name: value - first.get(name, 0.0) for name, value in metrics.items()}
     batches = max(gained.get("mindstream_batch_clicks_count", 0.0), 1.0)
     committed = sum(committed_offsets(deployment.settings, deployment.partitions).values())
@@ -151,6 +150,7 @@ def apply_backlog(deployment: Deployment, workers: list[WorkerProcess], clicks: 
         raise SystemExit(f"{committed:,} of {clicks:,} clicks are committed")
     steps = {step: gained.get(f"mindstream_step_seconds_sum/{step}", 0.0) for step in _STEPS}
     return Applied(
+        rows=int(gained["mindstream_rows_written_total"]),
         clicks_per_s=gained["mindstream_clicks_total"] / seconds,
         users_per_s=gained["mindstream_users_total"] / seconds,
         rows_per_s=gained["mindstream_rows_written_total"] / seconds,
@@ -163,110 +163,15 @@ def apply_backlog(deployment: Deployment, workers: list[WorkerProcess], clicks: 
     )
 
 
+def _read_strongly(deployment: Deployment) -> None:
+    """Wait until the store has done all that it acknowledged: Milvus indexes rows afterwards."""
+    with Lookup(deployment.settings.milvus) as lookup:
+        if not lookup.interests("user-00000000", consistency="Strong").interests:
+            raise SystemExit("the user with most of the clicks has no interests")
+
+
 def _cpu() -> tuple[float, float]:
     """Time that the machine's cores were busy, and all their time, in ticks."""
     numbers = [int(one) for one in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     idle = numbers[3] + numbers[4]
     return sum(numbers) - idle, sum(numbers)
-
-
-def alone(
-    deployment: Deployment, users_per_batch: int, rows_per_user: float, users: int
-) -> dict[str, float]:
-    """Rows per second that the store takes from a process that does nothing else, by each call.
-
-    Pymilvus's own calls, for dictionaries and for columns, are the floor; ours is beside them.
-
-    Rows are written over and over, in batches as large as the worker's and, where that is better,
-    four times as large.
-    """
-    settings = deployment.settings.milvus
-    index = InterestIndex(settings)
-    rows = rows_of_users(users, max(1, round(rows_per_user)))
-    best: dict[str, float] = {}
-    try:
-        for way, write in _ways(settings, index):
-            for factor in (1, 4):
-                name = f"floor_{way}_{factor}"
-                index.create_release(name, WIDTH)
-                rate = _rate(write, name, rows, users_per_batch * factor)
-                best[way] = max(rate, best.get(way, 0.0))
-                say(f"    {way}, {users_per_batch * factor} users a call: {rate:,.0f} rows/s")
-                index.drop_release(name)
-    finally:
-        index.close()
-    return best
-
-
-_Write = Callable[[str, InterestRows], None]
-
-
-def _ways(settings: MilvusSettings, index: InterestIndex) -> Iterator[tuple[str, _Write]]:
-    client = MilvusClient(settings.uri)
-    warnings.filterwarnings("ignore", message=".*ORM-style")  # nothing else takes columns
-
-    def as_dictionaries(release: str, rows: InterestRows) -> None:
-        by_field = columns(rows)
-        cells = zip(*by_field.values(), strict=True)
-        data = [dict(zip(by_field, row, strict=True)) for row in cells]
-        client.upsert(f"interests_{release}", data)
-
-    connections.connect("bench", uri=settings.uri)
-    opened: dict[str, Collection] = {}
-
-    def as_columns(release: str, rows: InterestRows) -> None:
-        if release not in opened:
-            opened[release] = Collection(f"interests_{release}", using="bench")
-        upsert_columns(opened[release], rows)
-
-    def as_we_do(release: str, rows: InterestRows) -> None:
-        index.write_interests(release, rows, [], budget_s=60.0)
-
-    yield "dictionaries", as_dictionaries
-    yield "columns", as_columns
-    yield "mindstream", as_we_do
-    connections.disconnect("bench")
-    client.close()
-
-
-def _rate(write: _Write, release: str, rows: list[InterestRows], users_per_batch: int) -> float:
-    rng = random.Random(0)
-    size = min(users_per_batch, len(rows))
-    batches = itertools.cycle([joined_rows(rng.sample(rows, size)) for _ in range(8)])
-    written, seconds, began = 0, 0.0, time.perf_counter()
-    while seconds < _FLOOR_S:
-        batch = next(batches)
-        write(release, batch)
-        written += len(batch)
-        seconds = time.perf_counter() - began
-    return written / seconds
-
-
-def rows_of_users(users: int, per_user: int) -> list[InterestRows]:
-    """The rows of each user, of random interests."""
-    rng = np.random.default_rng(0)
-    vectors: NDArray[np.float32] = rng.standard_normal((users, per_user, WIDTH), np.float32)
-    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
-    return [
-        InterestRows(
-            user_ids=[f"user-{user:08d}"] * per_user,
-            slots=np.arange(per_user),
-            weights=np.full(per_user, 1 / per_user, np.float32),
-            exemplars=[f"item-{user}"] * per_user,
-            updated_at=np.full(per_user, 1_700_000_000_000 + user),
-            vectors=vectors[user],
-        )
-        for user in range(users)
-    ]
-
-
-def joined_rows(parts: list[InterestRows]) -> InterestRows:
-    """Rows of several users as one batch."""
-    return InterestRows(
-        user_ids=[one for part in parts for one in part.user_ids],
-        slots=np.concatenate([part.slots for part in parts]),
-        weights=np.concatenate([part.weights for part in parts]),
-        exemplars=[one for part in parts for one in part.exemplars],
-        updated_at=np.concatenate([part.updated_at for part in parts]),
-        vectors=np.concatenate([part.vectors for part in parts]),
-    )
