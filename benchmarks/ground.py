@@ -59,6 +59,12 @@ class Ground:
             self._stores[name] = self.stack.enter_context(started)
         return self._stores[name]
 
+    @property
+    def servers(self) -> dict[str, int]:
+        """Process ids of what was started, by name."""
+        started = {f"milvus-{name}": store.pid for name, store in self._stores.items()}
+        return started | ({"kafka": self._broker.pid} if self._broker is not None else {})
+
     def size(self, full: int) -> int:
         """A size, scaled."""
         return max(1, int(full * self.scale))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ class Applied:
         rows: written in that time.
         users_per_batch: changed windows.
         step_share: part of the time that each step was under way.
-        worker_us_per_click: processor time of the workers.
+        cpu_us_per_click: processor time of the workers and of each server.
         cpu_share: part of the machine's processor time that was used, by whomever.
     """
 
@@ -41,7 +42,7 @@ class Applied:
     rows_per_s: float
     users_per_batch: int
     step_share: dict[str, float]
-    worker_us_per_click: float
+    cpu_us_per_click: dict[str, float]
     cpu_share: float
 
 
@@ -52,7 +53,7 @@ def throughput(ground: Ground, store: StoreName) -> Iterator[Result]:
         say(f"  producing {len(traffic):,} clicks")
         traffic.produce(deployment)
         with serving(deployment) as worker:
-            applied = apply_backlog(deployment, [worker], len(traffic))
+            applied = apply_backlog(deployment, [worker], len(traffic), ground.servers)
         say("  comparing with a plain fold")
         audit = deployment.audit()
         if audit.differences or audit.clicks != len(traffic):
@@ -78,7 +79,7 @@ def throughput(ground: Ground, store: StoreName) -> Iterator[Result]:
         rows_per_user=round(rows_per_user, 2),
         users_per_batch=applied.users_per_batch,
         step_share=applied.step_share,
-        worker_us_per_click=applied.worker_us_per_click,
+        cpu_us_per_click=applied.cpu_us_per_click,
         cpu_share=applied.cpu_share,
         alone_rows_per_s={way: round(rate) for way, rate in floors.items()},
         clicks=len(traffic),
@@ -94,7 +95,7 @@ def scaling(ground: Ground) -> Iterator[Result]:
             traffic.produce(deployment)
             with ExitStack() as stack:
                 workers = [stack.enter_context(serving(deployment)) for _ in range(count)]
-                applied = apply_backlog(deployment, workers, len(traffic))
+                applied = apply_backlog(deployment, workers, len(traffic), ground.servers)
             audit = deployment.audit()
             if audit.differences:
                 raise SystemExit(f"scaling: {audit.report()}")
@@ -106,15 +107,27 @@ def scaling(ground: Ground) -> Iterator[Result]:
             details={
                 "users_per_s": round(applied.users_per_s),
                 "step_share": applied.step_share,
-                "worker_us_per_click": applied.worker_us_per_click,
+                "cpu_us_per_click": applied.cpu_us_per_click,
                 "cpu_share": applied.cpu_share,
             },
         )
         alone_per_s = alone_per_s or applied.clicks_per_s
 
 
-def apply_backlog(deployment: Deployment, workers: list[WorkerProcess], clicks: int) -> Applied:
-    """Let workers come to the end of the topic; the start until a tenth is done does not count."""
+def apply_backlog(
+    deployment: Deployment,
+    workers: list[WorkerProcess],
+    clicks: int,
+    servers: Mapping[str, int] | None = None,
+) -> Applied:
+    """Let workers come to the end of the topic; the start until a tenth is done does not count.
+
+    Args:
+        deployment: whose topic it is.
+        workers: that are serving.
+        clicks: how many the topic has.
+        servers: name → process id, of those whose processor time is of interest.
+    """
 
     def seen() -> dict[str, float]:
         summed: dict[str, float] = {}
@@ -126,6 +139,7 @@ def apply_backlog(deployment: Deployment, workers: list[WorkerProcess], clicks: 
 
     first: dict[str, float] = {}
     busy, capacity = _cpu()
+    used: dict[str, float] = {}
     began = progressed = time.perf_counter()
     before = -1.0
     while True:
@@ -134,6 +148,7 @@ def apply_backlog(deployment: Deployment, workers: list[WorkerProcess], clicks: 
         if not first and done >= clicks / 10:
             first, began = metrics, now
             busy, capacity = _cpu()
+            used = _used_s(servers or {})
         if done >= clicks:
             break
         if done > before:
@@ -149,6 +164,8 @@ def apply_backlog(deployment: Deployment, workers: list[WorkerProcess], clicks: 
     if committed < clicks:
         raise SystemExit(f"{committed:,} of {clicks:,} clicks are committed")
     steps = {step: gained.get(f"mindstream_step_seconds_sum/{step}", 0.0) for step in _STEPS}
+    used = {name: value - used[name] for name, value in _used_s(servers or {}).items()}
+    used["worker"] = gained["process_cpu_seconds_total"]
     return Applied(
         rows=int(gained["mindstream_rows_written_total"]),
         clicks_per_s=gained["mindstream_clicks_total"] / seconds,
@@ -156,9 +173,10 @@ def apply_backlog(deployment: Deployment, workers: list[WorkerProcess], clicks: 
         rows_per_s=gained["mindstream_rows_written_total"] / seconds,
         users_per_batch=round(gained["mindstream_users_total"] / batches),
         step_share={step: round(value / seconds, 2) for step, value in steps.items()},
-        worker_us_per_click=round(
-            1e6 * gained["process_cpu_seconds_total"] / gained["mindstream_clicks_total"], 1
-        ),
+        cpu_us_per_click={
+            name: round(1e6 * value / gained["mindstream_clicks_total"], 1)
+            for name, value in used.items()
+        },
         cpu_share=round((_cpu()[0] - busy) / (_cpu()[1] - capacity), 2),
     )
 
@@ -168,6 +186,15 @@ def _read_strongly(deployment: Deployment) -> None:
     with Lookup(deployment.settings.milvus) as lookup:
         if not lookup.interests("user-00000000", consistency="Strong").interests:
             raise SystemExit("the user with most of the clicks has no interests")
+
+
+def _used_s(servers: Mapping[str, int]) -> dict[str, float]:
+    """Processor time that processes have used, in seconds."""
+    used = {}
+    for name, pid in servers.items():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        used[name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return used
 
 
 def _cpu() -> tuple[float, float]:
