@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.ground import Ground, StoreName, Traffic, serving
 from benchmarks.results import Result, at_least, say
-from benchmarks.write_floor import OURS, alone, rows_of_users
+from benchmarks.write_floor import OURS, alone, patient, rows_of_users
 from lookup import Lookup
 from mindstream.group import committed_offsets
 from mindstream.worker_process import WorkerProcess
@@ -30,6 +30,7 @@ class Applied:
 
     Attributes:
         rows: written in that time.
+        behind_s: how long it took to read rows, strongly, once all were acknowledged.
         users_per_batch: changed windows.
         step_share: part of the time that each step was under way.
         cpu_us_per_click: processor time of the workers and of each server.
@@ -37,6 +38,7 @@ class Applied:
     """
 
     rows: int
+    behind_s: float
     clicks_per_s: float
     users_per_s: float
     rows_per_s: float
@@ -75,6 +77,7 @@ def throughput(ground: Ground, store: StoreName) -> Iterator[Result]:
         floor=supported / rows_per_user,
         clicks_per_s=round(applied.clicks_per_s),
         rows=applied.rows,
+        behind_s=applied.behind_s,
         rows_per_s=round(applied.rows_per_s),
         rows_per_user=round(rows_per_user, 2),
         users_per_batch=applied.users_per_batch,
@@ -156,8 +159,10 @@ def apply_backlog(
         elif now - progressed > _STALLED_S:
             raise SystemExit(f"stalled at {done:,.0f} of {clicks:,} clicks")
         time.sleep(_POLL_S)
+    written = time.perf_counter()
     _read_strongly(deployment)
-    seconds = time.perf_counter() - began
+    readable = time.perf_counter()
+    seconds = readable - began
     gained = {name: value - first.get(name, 0.0) for name, value in metrics.items()}
     batches = max(gained.get("mindstream_batch_clicks_count", 0.0), 1.0)
     committed = sum(committed_offsets(deployment.settings, deployment.partitions).values())
@@ -168,6 +173,7 @@ def apply_backlog(
     used["worker"] = gained["process_cpu_seconds_total"]
     return Applied(
         rows=int(gained["mindstream_rows_written_total"]),
+        behind_s=round(readable - written, 2),
         clicks_per_s=gained["mindstream_clicks_total"] / seconds,
         users_per_s=gained["mindstream_users_total"] / seconds,
         rows_per_s=gained["mindstream_rows_written_total"] / seconds,
@@ -183,7 +189,7 @@ def apply_backlog(
 
 def _read_strongly(deployment: Deployment) -> None:
     """Wait until the store has done all that it acknowledged: Milvus indexes rows afterwards."""
-    with Lookup(deployment.settings.milvus) as lookup:
+    with Lookup(patient(deployment.settings.milvus)) as lookup:
         if not lookup.interests("user-00000000", consistency="Strong").interests:
             raise SystemExit("the user with most of the clicks has no interests")
 

@@ -22,6 +22,8 @@ from encoder.settings import MilvusSettings
 
 OURS: Final = "mindstream"
 _TRIAL_ROWS: Final = 50_000
+_PATIENCE_S: Final = 300.0
+_MOST_S: Final = 90.0
 
 _Write = Callable[[str, InterestRows], None]
 
@@ -37,14 +39,14 @@ def alone(
 
     A call returns when Milvus has logged the rows; it indexes them later, and a server falls behind
     when it is given more than it can keep up with. So each way writes as many rows as the worker
-    did, and its time ends when a strong read has them.
+    did, or for a minute and a half, and its time ends when a strong read has them.
 
     Args:
         users: rows of each user, of which random users' are written over and over.
         users_at_once: the worker's; four times as many are used where that is faster.
-        rows_in_all: to write by each call.
+        rows_in_all: to write by each call, if there is time.
     """
-    index = InterestIndex(settings)
+    index = InterestIndex(patient(settings))
     best: dict[str, float] = {}
     try:
         for way, write in _ways(settings, index):
@@ -59,6 +61,11 @@ def alone(
     finally:
         index.close()
     return best
+
+
+def patient(settings: MilvusSettings) -> MilvusSettings:
+    """Settings for a strong read, which waits for all that a server still has to index."""
+    return settings.model_copy(update={"timeout_s": _PATIENCE_S})
 
 
 def _ways(settings: MilvusSettings, index: InterestIndex) -> Iterator[tuple[str, _Write]]:
@@ -110,7 +117,7 @@ def _rate(
     batches = itertools.cycle([joined_rows(one) for one in drawn])
     index.create_release(name, WIDTH)
     written, began = 0, time.perf_counter()
-    while written < rows_in_all:
+    while written < rows_in_all and time.perf_counter() - began < _MOST_S:
         batch = next(batches)
         write(name, batch)
         written += len(batch)
