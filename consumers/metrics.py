@@ -63,6 +63,11 @@ class WorkerMetrics:
             _FRESHNESS_BOUNDS_S,
             registry,
         )
+        self.store_behind = Gauge(
+            "mindstream_store_behind_seconds",
+            "For how long, so far, acknowledged interests could not be read from the store.",
+            registry=registry,
+        )
         self.lag = Gauge(
             "mindstream_lag_clicks",
             "Clicks written to the topic but not yet polled.",

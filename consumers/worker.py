@@ -60,6 +60,7 @@ def run_worker(
             return
         metrics.release.labels(release.name).set(1)
         with _opened_index(settings, release) as index:
+            metrics.store_behind.set_function(lambda: index.behind_s)
             _serve(settings, stop, release, index, partitions, metrics, health, after_step)
     finally:
         server.close()
@@ -143,7 +144,7 @@ def _await_release(settings: Settings, stop: threading.Event, health: Health) ->
 
 @contextmanager
 def _opened_index(settings: Settings, release: Release) -> Iterator[InterestIndex]:
-    index = InterestIndex(settings.milvus)
+    index = InterestIndex(settings.milvus, max_behind_s=settings.worker.max_behind_s)
     try:
         if not index.has_release(release.name):
             raise Misconfigured(

@@ -22,6 +22,7 @@ from encoder.milvus_store import (
     Row,
     for_ever,
 )
+from encoder.pace import Pace
 from encoder.settings import MilvusSettings
 
 _POINTER: Final = "releases"
@@ -78,13 +79,28 @@ class ReleaseInUse:
 class InterestIndex:
     """Reads and writes the collections of one store. Every read and write may raise Unavailable."""
 
-    def __init__(self, settings: MilvusSettings) -> None:
-        """Connect; raises what `MilvusStore` does."""
+    def __init__(self, settings: MilvusSettings, *, max_behind_s: float | None = None) -> None:
+        """Connect; raises what `MilvusStore` does.
+
+        Args:
+            settings: where the store is.
+            max_behind_s: how far readers of interests may be behind what this process writes
+                before it waits for them; None for as far as they are.
+        """
         self._store = MilvusStore(settings)
+        self._max_behind_s = max_behind_s
+        self._paces: dict[str, Pace] = {}
 
     def close(self) -> None:
         """Let go of the connection."""
+        for pace in self._paces.values():
+            pace.close()
         self._store.close()
+
+    @property
+    def behind_s(self) -> float:
+        """For how long, so far, interests that were written could not be read."""
+        return max((pace.behind_s for pace in list(self._paces.values())), default=0.0)
 
     # Releases ------------------------------------------------------------------------------
 
@@ -158,7 +174,8 @@ class InterestIndex:
             release: whose interests these are.
             rows: each key at most once.
             stale_keys: keys of rows that must not exist afterwards; need not exist before.
-            budget_s: time for all of it, retries included.
+            budget_s: time for all of it, retries included, and half of it at most for readers that
+                are too far behind.
             lease: for how long this process may write.
 
         Raises:
@@ -176,8 +193,24 @@ class InterestIndex:
             "vector": rows.vectors,
         }
         name = _interests(release)
+        pace = self._pace(release)
+        if pace is not None:
+            pace.wait(until=deadline - budget_s / 2)
         self._store.upsert(name, columns, deadline=deadline, lease=lease)
         self._store.delete(name, "id", stale_keys, deadline=deadline, lease=lease)
+        if pace is not None:
+            pace.wrote()
+
+    def _pace(self, release: str) -> Pace | None:
+        if self._max_behind_s is None or self._store.is_lite:  # Lite's rows are there at once
+            return None
+        if release not in self._paces:
+            key = ["#"]  # nobody's: a strong read waits for all of the collection
+            self._paces[release] = Pace(
+                lambda: self._store.get(_interests(release), "id", key, ["id"], "Strong"),
+                most_s=self._max_behind_s,
+            )
+        return self._paces[release]
 
     def forget(
         self,

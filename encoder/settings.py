@@ -138,6 +138,7 @@ class WorkerSettings(_Section):
     max_poll_interval_s: Seconds = 300.0
     step_budget_s: Seconds = 60.0
     stop_budget_s: Seconds = 20.0
+    max_behind_s: Seconds = 3.0
     transaction_timeout_s: Seconds = 60.0
     max_future_s: Annotated[float, Field(ge=0)] = 300.0
     click_retention_s: Seconds = 7 * 86_400.0

@@ -34,7 +34,7 @@ def index(
         uri = str(tmp_path_factory.mktemp("lite") / "store.db")
     else:
         uri = request.getfixturevalue("milvus_server").uri
-    opened = InterestIndex(MilvusSettings(uri=uri, timeout_s=120))
+    opened = InterestIndex(MilvusSettings(uri=uri, timeout_s=120), max_behind_s=0.001)
     yield opened
     opened.close()
     close_embedded(uri)
@@ -83,6 +83,19 @@ def test_only_lite_compares_with_every_interest(
     found = store._client.describe_index(f"interests_{release}", "vector")
     assert store.is_lite == on_lite
     assert (found["index_type"] == "FLAT") == on_lite
+
+
+def test_writers_wait_for_readers_on_a_server(
+    index: InterestIndex, release: str, user: str, request: pytest.FixtureRequest
+) -> None:
+    """There rows are acknowledged before they can be read; how far behind that is, is known."""
+    for at in range(3):
+        write(index, release, rows_of(user, 2, updated_at=at), [])
+    on_lite = request.node.callspec.params["index"] == "lite"
+    assert (release in index._paces) != on_lite
+    wait_until(lambda: index.behind_s == 0, "readers")
+    found = index.interests(release, [user], SLOTS, "Strong")
+    assert {interest.updated_at for interest in found[user]} == {2}
 
 
 def test_what_is_written_is_read_bit_for_bit(index: InterestIndex, release: str, user: str) -> None:
