@@ -1,13 +1,14 @@
 """Items on their way through two steps, each on a thread of its own.
 
 The first step takes items one by one, the second takes together all that the first is done with by
-then: where the second has a cost of its own whatever it is given, items do not queue for it. Both
-take them in order.
+then: where the second has a cost of its own whatever it is given, items do not queue for it, and it
+may rest for more to gather. Both take them in order.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise, takewhile
@@ -37,6 +38,7 @@ class Pipeline(Generic[Item]):
         second: Callable[[Sequence[Item]], None],
         *,
         joins: Callable[[Item, Item], bool] = lambda before, after: True,
+        rest_s: float = 0.0,
         name: str,
     ) -> None:
         """Start the threads.
@@ -45,6 +47,8 @@ class Pipeline(Generic[Item]):
             first: done to every item.
             second: done to neighbours at once.
             joins: whether the second step may take an item together with the one before it.
+            rest_s: how long, from its last beginning, the second step lets items gather that nobody
+                waits for.
             name: for the threads.
         """
         self._first, self._second, self._joins = first, second, joins
@@ -52,6 +56,8 @@ class Pipeline(Generic[Item]):
         self._finished: list[Item] = []
         self._failed: tuple[_Entry[Item], BaseException] | None = None
         self._closed = False
+        self._rest_s = rest_s
+        self._hurried = 0  # how many wait for second steps
         self._changed = threading.Condition()
         for number, run in enumerate((self._run_first, self._run_second)):
             threading.Thread(target=run, name=f"{name}-{number}", daemon=True).start()
@@ -75,7 +81,7 @@ class Pipeline(Generic[Item]):
 
     def wait(self) -> None:
         """Until nothing is in flight, or nothing moves any more after a failure."""
-        self._wait(lambda: not self._entries)
+        self._wait(lambda: not self._entries, hurry=True)
 
     def wait_for_room(self, weight: int, most: int) -> None:
         """Until an item would begin its first step at once; or nothing moves after a failure.
@@ -86,12 +92,11 @@ class Pipeline(Generic[Item]):
             most: weight.
         """
 
-        def room() -> bool:
-            if any(not entry.past_first for entry in self._entries):
-                return False
+        def light() -> bool:
             return not self._entries or weight + sum(one.weight for one in self._entries) <= most
 
-        self._wait(room)
+        self._wait(lambda: all(entry.past_first for entry in self._entries), hurry=False)
+        self._wait(light, hurry=True)
 
     def take_finished(self) -> list[Item]:
         """Items that finished since this was last asked, in order."""
@@ -120,9 +125,14 @@ class Pipeline(Generic[Item]):
                 lambda: not any(entry.busy for entry in self._entries), timeout_s
             )
 
-    def _wait(self, enough: Callable[[], bool]) -> None:
+    def _wait(self, enough: Callable[[], bool], *, hurry: bool) -> None:
         with self._changed:
+            if enough():
+                return
+            self._hurried += hurry
+            self._changed.notify_all()
             self._changed.wait_for(lambda: enough() or (self._failed and not self._moves()))
+            self._hurried -= hurry
 
     def _run_first(self) -> None:
         while entries := self._begin(self._next_for_first):
@@ -132,17 +142,24 @@ class Pipeline(Generic[Item]):
                 self._end(entries, failure)
 
     def _run_second(self) -> None:
-        while entries := self._begin(self._next_for_second):
+        rested_at = 0.0
+        while entries := self._begin(self._next_for_second, rested_at):
+            rested_at = time.monotonic() + self._rest_s
             failure = _raised(lambda: self._second([one.item for one in entries]))
             with self._changed:
                 if failure is None:
                     self._finished += [self._entries.popleft().item for _ in entries]
                 self._end(entries, failure)
 
-    def _begin(self, next_entries: Callable[[], list[_Entry[Item]]]) -> list[_Entry[Item]]:
+    def _begin(
+        self, next_entries: Callable[[], list[_Entry[Item]]], rested_at: float = 0.0
+    ) -> list[_Entry[Item]]:
         """The entries to take a step with; none once the pipeline is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or next_entries())
+            self._changed.wait_for(
+                lambda: self._closed or self._hurried, max(0.0, rested_at - time.monotonic())
+            )
             entries = [] if self._closed else next_entries()
             for entry in entries:
                 entry.busy = True

@@ -43,7 +43,7 @@ from encoder.settings import Settings
 Step = Literal["polled", "merged", "encoded", "written", "committed"]
 
 _BATCHES_AHEAD: Final = 2  # that many of the largest may be written, but not committed
-_OVERLAPPED_POLL_S: Final = 0.005
+_OVERLAPPED_POLL_S: Final = 0.05
 _SUMMARY_EVERY_S: Final = 10.0
 _EXPIRE_EVERY_S: Final = 600.0
 
@@ -123,6 +123,7 @@ class UpdateLoop:
             self._write_batch,
             self._commit_batches,
             joins=lambda before, after: bool(before.member == after.member),
+            rest_s=settings.worker.commit_every_s,
             name="batches",
         )
         self._summary = _Summary(clock())

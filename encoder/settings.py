@@ -139,6 +139,7 @@ class WorkerSettings(_Section):
     step_budget_s: Seconds = 60.0
     stop_budget_s: Seconds = 20.0
     max_behind_s: Seconds = 3.0
+    commit_every_s: Annotated[float, Field(ge=0)] = 0.25
     transaction_timeout_s: Seconds = 60.0
     max_future_s: Annotated[float, Field(ge=0)] = 300.0
     click_retention_s: Seconds = 7 * 86_400.0

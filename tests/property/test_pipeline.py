@@ -2,8 +2,10 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -170,3 +172,42 @@ def test_closing_waits_for_steps_under_way_but_takes_no_more() -> None:
     threading.Timer(0.05, end.set).start()
     pipeline.close(10)
     assert done == ["a"]
+
+
+@pytest.mark.parametrize(
+    "wait", [Pipeline.wait, partial(Pipeline.wait_for_room, weight=1, most=2)], ids=["all", "room"]
+)
+def test_a_second_step_that_rests_is_hurried_by_whoever_waits(
+    wait: Callable[[Pipeline[int]], None],
+) -> None:
+    """Items gather; to wait for room, or for all of them, ends the rest."""
+    seconds: list[list[int]] = []
+    pipeline: Pipeline[int] = Pipeline(
+        lambda item: None, lambda items: seconds.append(list(items)), rest_s=3600.0, name="test"
+    )
+    pipeline.submit(0)
+    while not seconds:
+        time.sleep(0.001)
+    for item in (1, 2):
+        pipeline.wait_for_room(1, 10)
+        pipeline.submit(item)
+    pipeline.wait_for_room(1, 10)
+    assert seconds == [[0]]
+    wait(pipeline)
+    assert seconds == [[0], [1, 2]]
+    pipeline.close(10)
+
+
+def test_a_pipeline_that_rests_can_be_closed() -> None:
+    """Nobody waits for the rest."""
+    seconds: list[int] = []
+    pipeline: Pipeline[int] = Pipeline(
+        lambda item: None, lambda items: seconds.extend(items), rest_s=3600.0, name="test"
+    )
+    for item in (0, 1):
+        pipeline.submit(item)
+        while not seconds:
+            time.sleep(0.001)
+    pipeline.wait_for_room(1, 10)
+    pipeline.close(10)
+    assert seconds == [0]
