@@ -269,7 +269,8 @@ class UpdateLoop:
         for batch in self._pipeline.take_finished():
             counts = Counter(record.partition for record in batch.records)
             self._settling.add(batch.decision.windows, counts)
-            self._batch_size.after(len(batch.records), batch.slowest_s)
+            newest_s = max(record.timestamp for record in batch.records) / 1000.0
+            self._batch_size.after(len(batch.records), batch.slowest_s, batch.written_at - newest_s)
             self._account(batch)
         if failure is None:
             return True

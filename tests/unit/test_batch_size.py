@@ -25,6 +25,21 @@ def test_slow_batches_let_it_shrink() -> None:
         assert size.records == expected
 
 
+def test_clicks_that_are_late_may_take_longer() -> None:
+    """A tenth of their lateness, up to a bound; from the future counts as fresh."""
+    size = BatchSize(most=16_384, target_s=0.5)
+    size.after(1024, 2.0, late_s=60.0)
+    assert size.records == 2048
+    size.after(2048, 4.0, late_s=60.0)
+    assert size.records == 2048
+    size.after(2048, 7.0, late_s=60.0)
+    assert size.records == 1024
+    size.after(1024, 11.0, late_s=1e9)
+    assert size.records == 512
+    size.after(512, 0.4, late_s=-1e9)
+    assert size.records == 512
+
+
 def test_a_small_bound_is_kept() -> None:
     """Whatever the times."""
     size = BatchSize(most=64, target_s=0.5)
