@@ -21,15 +21,13 @@ from typing import Final, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from training.evaluation import CUTS, HeldOut, measures, search
-from training.fit import fit
+from training.inference import encode_windows, item_vectors
 from training.item_knn import ItemKnn
-from training.model import ServedMind
 from training.preset import PRESETS, TrainingConfig
+from training.recency import trained_model
 from training.sequences import Sequences
-from training.trainer import build_model, item_vectors
 
 WINDOW: Final = 20
 HISTORY_SHARE: Final = 0.8
@@ -117,19 +115,12 @@ def item_knn(data: Benchmark) -> Search:
 
 def trained(data: Benchmark, config: TrainingConfig) -> Search:
     """The served form of a trained model."""
-    model = build_model(data.train, data.items, config)
-    fit(model, data.train, config)
+    model, _ = trained_model(data.train, data.items, config)
     table = item_vectors(model)
-    served = ServedMind(model).eval()
 
     def found(held_out: HeldOut) -> tuple[npt.NDArray[np.int64], float | None]:
-        rows = torch.from_numpy(held_out.windows)
-        with torch.no_grad():
-            interests, counts, *_ = served(torch.from_numpy(table), rows, torch.zeros(rows.shape))
-        return (
-            search(interests.numpy(), counts.numpy(), table, max(CUTS)),
-            mean_cosine(interests.numpy(), counts.numpy()),
-        )
+        interests, counts = encode_windows(model, table, held_out.windows, config)
+        return search(interests, counts, table, max(CUTS)), mean_cosine(interests, counts)
 
     return found
 
@@ -157,7 +148,9 @@ def run(
     elif preset == "item-knn":
         find = item_knn(data)
     else:
-        fixed = {"seed": seed, "window_length": WINDOW}
+        fixed: dict[str, object] = {"seed": seed, "window_length": WINDOW}
+        if changes and "fade" in changes:
+            fixed["fades"] = ()
         config = dataclasses.replace(PRESETS[preset], **fixed, **(changes or {}))  # type: ignore[arg-type]
         find = trained(data, config)
     seconds = time.perf_counter() - began
@@ -196,6 +189,7 @@ def change(text: str) -> tuple[str, object]:
     """
     name, _, value = text.partition("=")
     types = get_type_hints(TrainingConfig)
+    del types["fades"]  # a change of `fade` is not to be overruled
     if name not in types:
         raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(types)}")
     if types[name] is bool:

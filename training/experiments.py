@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
+from training.benchmark import mean_cosine
 from training.click_log import ClickLog
 from training.evaluation import HeldOut, search
-from training.fit import fit
-from training.model import ServedMind
+from training.inference import encode_windows, item_vectors
 from training.preset import PRESETS, TrainingConfig
+from training.recency import trained_model
 from training.sequences import Sequences
-from training.trainer import build_model, hold_out, item_vectors, measure, vocabulary
+from training.trainer import hold_out, measure, vocabulary
 
 SEEN: Final = 0.8
 HOLDOUT: Final = 0.1
@@ -44,9 +43,11 @@ _FIRST: Final = dataclasses.replace(
     **_THEN,
     targets=4,
     horizon=100,
+    fades=(),
     smoothing=0.0,
     item_dropout=0.0,
 )
+_ORDERLESS: Final = dataclasses.replace(PRESETS["default"], fades=(), examples=200_000)
 
 # Steps from the paper to the first default, then one change at a time from it; then the default.
 VARIANTS: Final[dict[str, tuple[TrainingConfig, dict[str, Any]]]] = {
@@ -69,12 +70,10 @@ VARIANTS: Final[dict[str, tuple[TrainingConfig, dict[str, Any]]]] = {
     "temperature 0.07": (_FIRST, {"temperature": 0.07}),
     "temperature 0.13": (_FIRST, {"temperature": 0.13}),
     "default, 200,000 examples": (PRESETS["default"], {"examples": 200_000}),
-    "horizon 20, 200,000 examples": (PRESETS["default"], {"examples": 200_000, "horizon": 20}),
-    "fade 0.2, 200,000 examples": (PRESETS["default"], {"examples": 200_000, "fade": 0.2}),
-    "no smoothing, 200,000 examples": (
-        PRESETS["default"],
-        {"examples": 200_000, "smoothing": 0.0, "item_dropout": 0.0},
-    ),
+    "orderless, 200,000 examples": (_ORDERLESS, {}),
+    "orderless, horizon 20": (_ORDERLESS, {"horizon": 20}),
+    "fade 0.2": (_ORDERLESS, {"fade": 0.2}),
+    "orderless, no smoothing": (_ORDERLESS, {"smoothing": 0.0, "item_dropout": 0.0}),
     "default": (PRESETS["default"], {}),
 }
 COLUMNS: Final = ("recall_at_20", "recall_at_50", "hit_rate_at_50", "ndcg_at_50")
@@ -93,35 +92,24 @@ def run(log: ClickLog, config: TrainingConfig) -> dict[str, float]:
     item_ids = vocabulary(past, config.min_item_clicks)
     sequences = Sequences.from_log(past, item_ids)
     held_out = HeldOut.split(past, future, item_ids, config.window_length)
-    model = build_model(sequences, len(item_ids), config)
     began = time.perf_counter()
-    fit(model, sequences, config)
+    model, config = trained_model(sequences, len(item_ids), config)
     seconds = time.perf_counter() - began
     metrics = measure(model, sequences, held_out, config)
 
     table = item_vectors(model)
-    served = ServedMind(model).eval()
-
-    def encode(windows: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = torch.from_numpy(windows)
-        with torch.no_grad():
-            interests, counts, *_ = served(torch.from_numpy(table), rows, torch.zeros(rows.shape))
-        return interests, counts
-
-    interests, counts = encode(held_out.windows)
-    found = search(interests.numpy(), counts.numpy(), table, 50)
+    interests, counts = encode_windows(model, table, held_out.windows, config)
+    found = search(interests, counts, table, 50)
     full = held_out.windows[(held_out.windows > 0).all(axis=1)]
-    (before, used), (after, _) = encode(full[:, :-1]), encode(full[:, 1:])
-    pairs = (interests @ interests.transpose(1, 2)).triu(1).flatten(1)  # (U, K·K)
-    slots = torch.arange(config.interests)
-    real = (slots < counts.unsqueeze(1)).unsqueeze(2) & (slots < counts.unsqueeze(1)).unsqueeze(1)
-    real = real.triu(1).flatten(1)
-    stay = (before @ after.transpose(1, 2)).argmax(dim=2) == slots  # (U, K)
-    stay = stay[slots < used.unsqueeze(1)]
+    before, used = encode_windows(model, table, full[:, :-1], config)
+    after, _ = encode_windows(model, table, full[:, 1:], config)
+    slots = np.arange(config.interests)
+    stay = (before @ after.transpose(0, 2, 1)).argmax(axis=2) == slots  # (U, K)
+    likeness = mean_cosine(interests, counts)
     return metrics | {
-        "likeness": float(pairs[real].mean()) if real.any() else math.nan,
+        "likeness": math.nan if likeness is None else likeness,
         "catalogue": len(np.unique(found[found > 0])) / len(item_ids),
-        "kept": float(stay.double().mean()),
+        "kept": float(stay[slots < used[:, None]].mean()),
         "seconds": seconds,
     }
 

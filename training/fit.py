@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from training.item_graph import ItemGraph
 from training.loss import NegativeSampler, full_softmax, log_uniform, popularity, sampled_softmax
 from training.model import Mind, attend, slot_counts
 from training.preset import TrainingConfig
@@ -24,7 +25,7 @@ class Progress:
     """How far a stage of `train_release` is.
 
     Attributes:
-        stage: "training", "evaluating" or "exporting".
+        stage: "choosing", "training", "evaluating" or "exporting".
         done: steps done, of `total`.
         total: steps of this stage.
         loss: smoothed training loss; None outside training.
@@ -37,6 +38,27 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], None]
+
+
+def build_model(sequences: Sequences, items: int, config: TrainingConfig) -> Mind:
+    """An untrained model for so many items; its graph is of the sequences to train on."""
+    graph = None
+    if config.smoothing:
+        graph = ItemGraph.of_clicks(
+            sequences, items, reach=config.graph_reach, most=config.neighbours
+        )
+    return Mind(
+        items,
+        width=config.width,
+        interests=config.interests,
+        iterations=config.routing_iterations,
+        cosine=config.cosine,
+        hidden=config.hidden,
+        fade=config.fade,
+        graph=graph,
+        smoothing=config.smoothing,
+        seed=config.seed,
+    )
 
 
 def fit(

@@ -28,6 +28,9 @@ class TrainingConfig:
         horizon: they are drawn from this many clicks after it.
         routing_noise: standard deviation of the initial routing logits.
         fade: a click counts e^-fade for every click after it; 0 if all count alike.
+        fades: of which the one is taken that recommends best to users held out; none to take
+            `fade` as it is.
+        trial: share of the examples that each of them is tried with.
         smoothing: weight of an item's neighbours in its vector, over that of its own; 0 for none.
         graph_reach: items are neighbours when clicked this close to each other.
         neighbours: an edge is kept if it is among the so many heaviest of either item.
@@ -58,6 +61,8 @@ class TrainingConfig:
     horizon: int = 100
     routing_noise: float = 1.0
     fade: float = 0.0
+    fades: tuple[float, ...] = (0.0, 0.2)
+    trial: float = 0.1
     smoothing: float = 3.0
     graph_reach: int = 3
     neighbours: int = 64
@@ -84,6 +89,8 @@ class TrainingConfig:
                 ("negatives", "at least 1", self.negatives >= 1),
                 ("targets", "from 1 to horizon", 1 <= self.targets <= self.horizon),
                 ("fade", "at least 0", self.fade >= 0),
+                ("fades", "at least 0 each", all(fade >= 0 for fade in self.fades)),
+                ("trial", "above 0 and at most 1", 0 < self.trial <= 1),
                 ("smoothing", "at least 0", self.smoothing >= 0),
                 ("graph_reach", "at least 1", self.graph_reach >= 1),
                 ("neighbours", "at least 1", self.neighbours >= 1),
@@ -104,7 +111,8 @@ class TrainingConfig:
     def hyper_parameters(self) -> dict[str, bool | int | float | str]:
         """For the manifest; infinity as the text "inf", since JSON has none."""
         values = dataclasses.asdict(self)
-        del values["name"], values["seed"]
+        for name in ("name", "seed", "fades", "trial"):  # by then one of them was chosen
+            del values[name]
         return {k: str(v) if v == math.inf else v for k, v in values.items()}
 
 
@@ -122,6 +130,7 @@ _PAPER: Final = TrainingConfig(
     negatives=1024,
     targets=1,
     horizon=1,
+    fades=(),
     smoothing=0.0,
     item_dropout=0.0,
 )

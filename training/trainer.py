@@ -4,8 +4,6 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from encoder.release import (
     Release,
@@ -17,13 +15,12 @@ from encoder.release import (
 from training.click_log import ClickLog, ClickLogError
 from training.evaluation import HeldOut, evaluate, evaluate_popularity
 from training.export import check_graph, checked_windows, export_graph
-from training.fit import Progress, ProgressCallback, fit, torch_threads
-from training.item_graph import ItemGraph
-from training.model import Mind, ServedMind
+from training.fit import Progress, ProgressCallback, torch_threads
+from training.inference import encode_windows, item_vectors
+from training.model import Mind
 from training.preset import TrainingConfig
+from training.recency import trained_model
 from training.sequences import Sequences
-
-_WINDOWS_AT_ONCE = 1024
 
 
 def train_release(
@@ -69,8 +66,7 @@ def train_release(
             "on a longer time"
         )
 
-    model = build_model(sequences, len(item_ids), config)
-    fit(model, sequences, config, progress)
+    model, config = trained_model(sequences, len(item_ids), config, progress)
 
     tell(Progress("evaluating", 0, 1))
     held_out = HeldOut.split(past, future, item_ids, config.window_length)
@@ -131,27 +127,6 @@ def vocabulary(clicks: ClickLog, min_item_clicks: int) -> list[str]:
     return [item for item, n in zip(clicks.item_ids, counts, strict=True) if n >= min_item_clicks]
 
 
-def build_model(sequences: Sequences, items: int, config: TrainingConfig) -> Mind:
-    """An untrained model for so many items; its graph is of the sequences to train on."""
-    graph = None
-    if config.smoothing:
-        graph = ItemGraph.of_clicks(
-            sequences, items, reach=config.graph_reach, most=config.neighbours
-        )
-    return Mind(
-        items,
-        width=config.width,
-        interests=config.interests,
-        iterations=config.routing_iterations,
-        cosine=config.cosine,
-        hidden=config.hidden,
-        fade=config.fade,
-        graph=graph,
-        smoothing=config.smoothing,
-        seed=config.seed,
-    )
-
-
 def measure(
     model: Mind, sequences: Sequences, held_out: HeldOut, config: TrainingConfig
 ) -> dict[str, float]:
@@ -160,27 +135,9 @@ def measure(
     if not len(held_out):
         return metrics
     table = item_vectors(model)
-    served = ServedMind(model).eval()
-
-    def encode(
-        windows: npt.NDArray[np.int64],
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        items = torch.from_numpy(table)
-        with torch.no_grad(), torch_threads(config.threads):
-            parts = []
-            for start in range(0, len(windows), _WINDOWS_AT_ONCE):
-                rows = torch.from_numpy(windows[start : start + _WINDOWS_AT_ONCE])
-                parts.append(served(items, rows, torch.zeros(rows.shape))[:2])
-        interests, counts = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-        return interests, counts
-
-    metrics |= evaluate(encode, table, held_out)
+    metrics |= evaluate(
+        lambda windows: encode_windows(model, table, windows, config), table, held_out
+    )
     clicks = np.bincount(sequences.rows, minlength=len(table))[1:]
     popularity = evaluate_popularity(clicks, held_out)
     return metrics | {f"popularity_{name}": value for name, value in popularity.items()}
-
-
-def item_vectors(model: Mind) -> npt.NDArray[np.float32]:
-    """The item table as served: float32 (N+1, D), row 0 zeros."""
-    with torch.no_grad():
-        return model.item_table().numpy().astype(np.float32, copy=True)

@@ -12,10 +12,11 @@ from encoder.release import Release, ReleaseError
 from tests.tastes import GROUPS, ITEMS_PER_GROUP, group_of, planted_log, shuffled
 from training.click_log import ClickLog, ClickLogError
 from training.evaluation import HeldOut, evaluate
-from training.fit import Progress, fit
+from training.fit import Progress
 from training.preset import PRESETS, TrainingConfig
+from training.recency import trained_model
 from training.sequences import Sequences
-from training.trainer import build_model, hold_out, train_release, vocabulary
+from training.trainer import hold_out, train_release, vocabulary
 
 NOW = datetime(2026, 11, 24, 11, 30, tzinfo=UTC)
 CONFIG = TrainingConfig(
@@ -140,8 +141,7 @@ def test_training_is_deterministic(planted: ClickLog, base: str) -> None:
         items = vocabulary(planted, 1)
         sequences = Sequences.from_log(planted, items)
         seeded = dataclasses.replace(config, seed=seed)
-        model = build_model(sequences, len(items), seeded)
-        fit(model, sequences, seeded)
+        model, _ = trained_model(sequences, len(items), seeded)
         return b"".join(value.numpy().tobytes() for value in model.state_dict().values())
 
     assert trained(0) == trained(0)

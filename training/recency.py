@@ -1,0 +1,116 @@
+"""Whether the order of clicks counts, found out on the clicks themselves.
+
+In some logs what was clicked last says most about what comes next; in others, such as baskets whose
+items have no order, all of a window counts alike. Taking the one for the other costs a fifth of the
+recall or more, and a decay that is learned by gradient does not find out (training/EXPERIMENTS.md).
+"""
+
+import dataclasses
+from typing import Final
+
+import numpy as np
+
+from training.evaluation import HeldOut, evaluate
+from training.fit import Progress, ProgressCallback, build_model, fit
+from training.inference import encode_windows, item_vectors
+from training.model import Mind
+from training.preset import TrainingConfig
+from training.sequences import Sequences
+
+FEWEST_USERS: Final = 200
+_MOST_USERS: Final = 2_000
+_SHARE: Final = 0.1
+_HISTORY_SHARE: Final = 0.8
+_MEASURES: Final = ("recall_at_20", "recall_at_50")
+
+
+def trained_model(
+    sequences: Sequences,
+    items: int,
+    config: TrainingConfig,
+    progress: ProgressCallback | None = None,
+) -> tuple[Mind, TrainingConfig]:
+    """Train a model, after trying out `config.fades` if there are any.
+
+    Args:
+        sequences: rows 1..N.
+        items: N.
+        config: how.
+        progress: told about every step.
+
+    Returns:
+        The model, and the config with the `fade` that it was trained with.
+    """
+    config = chosen(sequences, items, config, progress)
+    model = build_model(sequences, items, config)
+    fit(model, sequences, config, progress)
+    return model, config
+
+
+def chosen(
+    sequences: Sequences,
+    items: int,
+    config: TrainingConfig,
+    progress: ProgressCallback | None = None,
+) -> TrainingConfig:
+    """The config with the fade that recommends best to users held out.
+
+    Each is trained for `config.trial` of the examples on the other users. Of a user held out, the
+    first 80 % of the clicks are the history and the rest the targets. With fewer than
+    `FEWEST_USERS` of them, the config stays as it is.
+    """
+    if not config.fades:
+        return config
+    learned, held_out = split_users(sequences, config.window_length, config.seed)
+    if len(held_out) < FEWEST_USERS:
+        return config
+    trials = [
+        dataclasses.replace(
+            config,
+            fade=fade,
+            fades=(),
+            epochs=config.epochs * config.trial,
+            examples=max(1, int(config.examples * config.trial)),
+        )
+        for fade in config.fades
+    ]
+    scores = []
+    for number, trial in enumerate(trials):
+        if progress is not None:
+            progress(Progress("choosing", number, len(trials)))
+        scores.append(_recall(learned, items, trial, held_out))
+    best = trials[int(np.argmax(scores))]
+    return dataclasses.replace(config, fade=best.fade, fades=())
+
+
+def _recall(learned: Sequences, items: int, config: TrainingConfig, held_out: HeldOut) -> float:
+    model = build_model(learned, items, config)
+    fit(model, learned, config)
+    table = item_vectors(model)
+    found = evaluate(lambda rows: encode_windows(model, table, rows, config), table, held_out)
+    return sum(found[name] for name in _MEASURES)
+
+
+def split_users(sequences: Sequences, window_length: int, seed: int) -> tuple[Sequences, HeldOut]:
+    """The sequences of most users, and the newest clicks of the others to find."""
+    lengths = np.diff(sequences.starts)
+    eligible = np.flatnonzero(lengths * (1 - _HISTORY_SHARE) >= 1)
+    rng = np.random.default_rng([seed, 2])
+    held = np.sort(rng.permutation(eligible)[: min(int(len(eligible) * _SHARE), _MOST_USERS)])
+    begins, ends = sequences.starts[held], sequences.starts[held + 1]
+    cuts = begins + ((ends - begins) * _HISTORY_SHARE).astype(np.int64)
+    targets = [
+        frozenset(sequences.rows[cut:end].tolist()) - {0}
+        for cut, end in zip(cuts.tolist(), ends.tolist(), strict=True)
+    ]
+    windows = sequences.windows_before(cuts, window_length)
+    real = np.array([bool(rows) for rows in targets], bool) & windows.any(axis=1)
+    kept = np.ones(len(sequences.rows), bool)
+    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+        kept[begin:end] = False
+    others = np.delete(lengths, held)
+    starts = np.concatenate([[0], np.cumsum(others)]).astype(np.int64)
+    return (
+        Sequences(sequences.rows[kept], starts),
+        HeldOut(windows[real], [rows for rows, fine in zip(targets, real, strict=True) if fine]),
+    )
