@@ -29,7 +29,8 @@ BENCHMARKS: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "scaling": scaling,
     "lookup-lite": partial(lookups, store="lite"),
     "lookup-server": partial(lookups, store="server"),
-    "alternative": alternative,
+    "alternative-lite": partial(alternative, store="lite"),
+    "alternative-server": partial(alternative, store="server"),
 }
 
 

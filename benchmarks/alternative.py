@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.freshness import clicks_at, followed
-from benchmarks.ground import INTERESTS, PARTITIONS, Ground, Traffic, serving
+from benchmarks.ground import INTERESTS, PARTITIONS, Ground, StoreName, Traffic, serving
 from benchmarks.results import Result, at_least, at_most, percentiles_ms, say
 from benchmarks.throughput import apply_backlog
 from deploy.guarded_process import GuardedProcess, tail
@@ -29,19 +29,19 @@ _STALLED_S = 180.0
 _FASTER, _FRESHER = 5.0, 0.1
 
 
-def alternative(ground: Ground) -> Iterator[Result]:
-    """On the server, where either would run."""
+def alternative(ground: Ground, store: StoreName) -> Iterator[Result]:
+    """The same clicks through either, one after the other."""
     python = _environment()
     traffic = Traffic(ground.size(CLICKS), ground.size(USERS), ground.seed)
-    with ground.deployment("server") as deployment:
+    with ground.deployment(store) as deployment:
         traffic.produce(deployment)
         with serving(deployment) as worker:
             ours = apply_backlog(deployment, [worker], len(traffic)).clicks_per_s
             fresh = _freshness(deployment, traffic, ground)
         audit = deployment.audit()
         if audit.differences:
-            raise SystemExit(f"alternative: {audit.report()}")
-    with ground.deployment("server") as deployment:
+            raise SystemExit(f"alternative-{store}: {audit.report()}")
+    with ground.deployment(store) as deployment:
         traffic.produce(deployment)
         with _quix(deployment, python) as job:
             theirs = _rate(deployment, job, len(traffic))
@@ -51,10 +51,10 @@ def alternative(ground: Ground) -> Iterator[Result]:
             stale = _freshness(deployment, traffic, ground)
         audit = deployment.audit()
         say(f"  Quix Streams, compared with a plain fold: {audit.wrong_rows} wrong rows")
-    yield at_least("alternative-clicks", ours, "clicks/s", _FASTER, floor=theirs)
+    yield at_least(f"alternative-{store}-clicks", ours, "clicks/s", _FASTER, floor=theirs)
     for quantile in ("p50_ms", "p99_ms"):
         yield at_most(
-            f"alternative-freshness-{quantile[:3]}",
+            f"alternative-{store}-freshness-{quantile[:3]}",
             fresh[quantile],
             "ms",
             _FRESHER,

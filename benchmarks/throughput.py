@@ -123,7 +123,9 @@ def apply_backlog(
     clicks: int,
     servers: Mapping[str, int] | None = None,
 ) -> Applied:
-    """Let workers come to the end of the topic; the start until a tenth is done does not count.
+    """Let workers come to the end of the topic.
+
+    The start until a tenth is done does not count, unless all is done at once.
 
     Args:
         deployment: whose topic it is.
@@ -142,13 +144,13 @@ def apply_backlog(
 
     first: dict[str, float] = {}
     busy, capacity = _cpu()
-    used: dict[str, float] = {}
+    used = _used_s(servers or {})
     began = progressed = time.perf_counter()
     before = -1.0
     while True:
         now, metrics = time.perf_counter(), seen()
         done = metrics.get("mindstream_clicks_total", 0.0)
-        if not first and done >= clicks / 10:
+        if not first and clicks / 10 <= done < clicks:
             first, began = metrics, now
             busy, capacity = _cpu()
             used = _used_s(servers or {})
