@@ -24,7 +24,7 @@ from tests.lookup_service import get, lookup_service
 
 _USERS = 20_000
 _CLICKS = 100_000
-_BACKLOG = 2_500_000
+_BACKLOG = 4_000_000
 _LOOKUPS = 1_000
 _LIMIT = 50
 _GOAL_MS = 15.0
