@@ -51,11 +51,10 @@ def alone(
     try:
         for way, write in _ways(settings, index):
             trials = {
-                factor: _rate(index, f"trial_{way}_{factor}", write, users, size, _TRIAL_ROWS)
-                for factor in (1, 4)
-                if (size := users_at_once * factor)
+                size: _rate(index, f"trial_{way}_{size}", write, users, size, _TRIAL_ROWS)
+                for size in (users_at_once, 4 * users_at_once)
             }
-            size = users_at_once * max(trials, key=lambda factor: trials[factor])
+            size = max(trials, key=lambda size: trials[size])
             best[way] = _rate(index, f"floor_{way}", write, users, size, rows_in_all)
             say(f"    {way}, {size} users a call: {best[way]:,.0f} rows/s")
     finally:
