@@ -25,6 +25,7 @@ from mindstream.exit_codes import EXIT_DIFFERENT, EXIT_MISCONFIGURED
 from mindstream.group import wait_until_consumed
 from mindstream.replay import FreshnessProbe, replay
 from mindstream.worker_process import WorkerProcess
+from tests.deployment import wait_until
 
 T0 = 1_700_000_000_000
 
@@ -109,8 +110,11 @@ def test_topics_train_worker_lookup_audience_audit(
             probe.finish()
         assert probe.seconds
         assert all(second > 0 for second in probe.seconds)
+        # The worker counts a batch at its next look, a moment after it was committed.
+        wait_until(
+            lambda: worker.metrics()["mindstream_clicks_total"] == len(clicks), "all to be counted"
+        )
         metrics = worker.metrics()
-        assert metrics["mindstream_clicks_total"] == len(clicks)
         assert metrics["mindstream_freshness_seconds_count"] == len(clicks)
         assert metrics["mindstream_ready"] == 1
         found = json.loads(run("lookup", "u1", "--json", environment=environment).stdout)
