@@ -269,8 +269,6 @@ class UpdateLoop:
         for batch in self._pipeline.take_finished():
             counts = Counter(record.partition for record in batch.records)
             self._settling.add(batch.decision.windows, counts)
-            newest_s = max(record.timestamp for record in batch.records) / 1000.0
-            self._batch_size.after(len(batch.records), batch.slowest_s, batch.written_at - newest_s)
             self._account(batch)
         if failure is None:
             return True
@@ -432,6 +430,7 @@ class UpdateLoop:
         decision, encoded, written_at = batch.decision, batch.encoded, batch.written_at
         produced = np.fromiter((r.timestamp for r in records), np.float64, len(records)) / 1000.0
         freshness = np.maximum(written_at - produced, 0.0)
+        self._batch_size.after(len(records), batch.slowest_s, float(freshness.min()))
         metrics.freshness.observe(freshness)
         metrics.clicks.inc(decision.clicks)
         metrics.erasures.inc(decision.erasures)

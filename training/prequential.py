@@ -121,21 +121,14 @@ def interests(replay: Replay, config: TrainingConfig) -> dict[str, Rows]:
         "interests, frozen at release": np.full_like(times, replay.split_ms),
     }.items():
         known = replay.known_at(np.maximum(instants, replay.split_ms))
-        windows = windows_until(everything, replay.firsts, known, config.window_length)
+        windows = everything.windows_before(known, config.window_length)
         vectors, counts = encode_windows(model, table, windows, config)
         rows = search(vectors, counts, table, _TOP)
-        found[name] = np.where(rows > 0, codes[np.maximum(rows, 0)], -1)
-    windows = windows_until(everything, replay.firsts, replay.begins, config.window_length)
+        found[name] = codes[np.maximum(rows, 0)]
+    windows = everything.windows_before(replay.begins, config.window_length)
     rows = ItemKnn(learned, len(past.item_ids)).search(windows, _TOP)
-    found["item-kNN, per click"] = np.where(rows > 0, codes[np.maximum(rows, 0)], -1)
+    found["item-kNN, per click"] = codes[np.maximum(rows, 0)]
     return found
-
-
-def windows_until(sequences: Sequences, firsts: Rows, ends: Rows, length: int) -> Rows:
-    """The newest clicks of users from position `firsts` to before position `ends`: (M, L)."""
-    index = np.maximum(firsts, ends - length)[:, None] + np.arange(length)
-    inside = index < ends[:, None]
-    return np.where(inside, sequences.rows[np.where(inside, index, 0)], 0).astype(np.int64)
 
 
 def recent_popularity(replay: Replay, days: int) -> Rows:

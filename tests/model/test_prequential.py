@@ -11,7 +11,6 @@ from training.prequential import (
     own_history_first,
     recalls,
     recent_popularity,
-    windows_until,
 )
 from training.preset import TrainingConfig
 from training.sequences import Sequences
@@ -64,7 +63,7 @@ def test_a_window_ends_before_its_moment(replay: Replay) -> None:
 
     def window(instants: np.ndarray, moment: int) -> list[str]:
         known = replay.known_at(instants)
-        found = windows_until(rows, replay.firsts, known, 2)[moment]
+        found = rows.windows_before(known, 2)[moment]
         return names(replay.log, found[found > 0] - 1)
 
     assert window(replay.times, 0) == ["c", "b"]  # the newest two of three
