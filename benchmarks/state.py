@@ -38,13 +38,14 @@ def state(ground: Ground) -> Iterator[Result]:
             store.add_partition(partition)
         kafka = deployment.settings.kafka
         began = time.perf_counter()
-        for records in read_window_records(kafka, range(PARTITIONS), timeout_s=60.0):
-            store.restore(records)
+        for gathered in read_window_records(kafka, range(PARTITIONS), timeout_s=60.0):
+            store.restore(gathered)
         restored_s = time.perf_counter() - began
         began = time.perf_counter()
         count = sum(
-            len(records)
-            for records in read_window_records(kafka, range(PARTITIONS), timeout_s=60.0)
+            len(part)
+            for gathered in read_window_records(kafka, range(PARTITIONS), timeout_s=60.0)
+            for part in gathered
         )
         read_s = time.perf_counter() - began
         if len(store) != count or count != users or not _right(store, users):

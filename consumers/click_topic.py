@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -39,7 +39,7 @@ from encoder.kafka_client import (
 )
 from encoder.release_topic import filled_reports
 from encoder.settings import Settings
-from encoder.windows_topic import HOW_TO_REBUILD, Extent, WindowRecord, read_window_records
+from encoder.windows_topic import HOW_TO_REBUILD, Extent, WindowRecords, read_window_records
 
 
 class Outdated(Exception):  # noqa: N818
@@ -338,7 +338,7 @@ class ClickTopic:
             return None
         return position
 
-    def restore(self, partitions: Iterable[int]) -> Iterator[list[WindowRecord]]:
+    def restore(self, partitions: Iterable[int]) -> Generator[list[WindowRecords]]:
         """Windows as committed; yields and raises what `read_window_records` does."""
         return read_window_records(self._kafka, partitions, timeout_s=self._stall_s)
 

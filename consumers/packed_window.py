@@ -29,7 +29,7 @@ class ItemCodes:
     """Numbers item ids as they appear, from 0; the numbers are never given twice."""
 
     def __init__(self) -> None:
-        self._code_of: dict[str, int] = {}
+        self._code_of: dict[bytes, int] = {}
         self._utf8: list[bytes] = []
 
     def __len__(self) -> int:
@@ -37,12 +37,23 @@ class ItemCodes:
 
     def code(self, item_id: str) -> int:
         """The item's code, a new one if the item is new."""
-        code = self._code_of.get(item_id)
+        utf8 = item_id.encode()
+        code = self._code_of.get(utf8)
         if code is None:
-            code = len(self._utf8)
-            self._code_of[item_id] = code
-            self._utf8.append(item_id.encode())
+            code = self._code_of[utf8] = len(self._utf8)
+            self._utf8.append(utf8)
         return code
+
+    def codes_of(self, utf8: Sequence[bytes]) -> NDArray[np.uint32]:
+        """The codes of items whose ids are given in UTF-8, new ones for those that are new.
+
+        Raises:
+            UnicodeDecodeError: one of the new ones is not UTF-8.
+        """
+        try:
+            return np.fromiter(map(self._code_of.get, utf8), np.uint32, len(utf8))
+        except TypeError:  # None: some are new
+            return np.array([self.code(one.decode()) for one in utf8], np.uint32)
 
     def item(self, code: int) -> str:
         """The id of the item with this code."""

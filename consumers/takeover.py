@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -26,7 +27,6 @@ from encoder.windows_topic import CorruptWindowRecord, check_extent, read_extent
 log = structlog.get_logger()
 
 _FILL_USERS: Final = 4096
-_RESTORE_STEP: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,18 +144,15 @@ class Takeover:
         count = 0
         recent_ms = int((self._clock() - self._recent_s) * 1000)
         recent: dict[int, set[str]] = {partition: set() for partition in gained}
-        kept_at = 0
-        for records in self._topic.restore(gained):
-            try:
-                self._store.restore(records)
-            except CorruptWindowRecord as exc:
-                raise Misconfigured(exc.advice(self._settings.kafka.windows_topic)) from exc
-            for record in records:
-                if record.written_at_ms >= recent_ms:
-                    recent[record.partition].add(record.user_id)
-            count += len(records)
-            if count >= kept_at + _RESTORE_STEP:
-                kept_at = count
+        with closing(self._topic.restore(gained)) as restored:
+            for gathered in restored:
+                try:
+                    self._store.restore(gathered)
+                except CorruptWindowRecord as exc:
+                    raise Misconfigured(exc.advice(self._settings.kafka.windows_topic)) from exc
+                for part in gathered:
+                    recent[part.partition].update(part.written_since(recent_ms))
+                    count += len(part)
                 self._progress(f"restoring windows: {count}")
                 self._keep(gained)
         return count, recent

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 from consumers.packed_window import EMPTY, ItemCodes
 from consumers.window_wire import CorruptAt, from_wires
-from encoder.windows_topic import CorruptWindowRecord, WindowRecord
+from encoder.windows_topic import CorruptWindowRecord, WindowRecords
 
 
 class WindowStore:
@@ -28,26 +29,39 @@ class WindowStore:
         """Take a partition over, without windows yet."""
         self._partitions[partition] = {}
 
-    def restore(self, records: Sequence[WindowRecord]) -> None:
+    def restore(self, gathered: Sequence[WindowRecords]) -> None:
         """Set windows as they were written, in the order given.
 
         Raises:
             KeyError: a partition is not held.
             CorruptWindowRecord: one of them is no window, whether or not it was written over.
         """
-        written = [record for record in records if record.value is not None]
-        values = [record.value for record in written if record.value is not None]
+        windows = iter(self._packed(gathered))
+        for part in gathered:
+            held = self._partitions[part.partition]
+            if None not in part.values:
+                held.update(zip(part.user_ids, islice(windows, len(part)), strict=True))
+                continue
+            for user_id, value in zip(part.user_ids, part.values, strict=True):
+                if value is None:
+                    held.pop(user_id, None)
+                else:
+                    held[user_id] = next(windows)
+
+    def _packed(self, gathered: Sequence[WindowRecords]) -> list[bytes]:
+        """Of all that are not removals."""
+        values = [value for part in gathered for value in part.values if value is not None]
         try:
-            windows = iter(from_wires(values, self.codes))
+            return from_wires(values, self.codes)
         except CorruptAt as exc:
-            found = written[exc.position]
-            raise CorruptWindowRecord(found.partition, found.offset, str(exc)) from exc
-        for record in records:
-            held = self._partitions[record.partition]
-            if record.value is None:
-                held.pop(record.user_id, None)
-            else:
-                held[record.user_id] = next(windows)
+            places = (
+                (part.partition, offset)
+                for part in gathered
+                for offset, value in zip(part.offsets, part.values, strict=True)
+                if value is not None
+            )
+            partition, offset = next(islice(places, exc.position, None))
+            raise CorruptWindowRecord(partition, offset, str(exc)) from exc
 
     def drop_partition(self, partition: int) -> None:
         """Let a partition go."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from consumers.packed_window import CLICK_DTYPE, EMPTY, ItemCodes, click_columns, pack
 from encoder.window import WIRE_HEADER, WIRE_VERSION, CorruptWindow, from_wire
@@ -101,15 +102,15 @@ def _from_sound_wires(values: Sequence[bytes], codes: ItemCodes) -> list[bytes] 
     if not np.array_equal(item_ends[ends], np.cumsum([0, *map(len, items)])):
         return None
     clicks = np.empty(int(ends[-1]), CLICK_DTYPE)
-    clicks["timestamp_ms"] = np.frombuffer(b"".join(timestamps), "<i8")
+    clicks["timestamp_ms"] = times = np.frombuffer(b"".join(timestamps), "<i8")
     buffers = [None, pa.py_buffer(item_ends.tobytes()), pa.py_buffer(b"".join(items))]
     encoded = pa.Array.from_buffers(pa.binary(), len(clicks), buffers).dictionary_encode()
     try:
-        known = [codes.code(item.decode()) for item in _distinct(encoded)]
+        known = codes.codes_of(_distinct(encoded))
     except UnicodeDecodeError:
         return None
-    clicks["code"] = np.array(known, np.uint32)[encoded.indices.to_numpy(zero_copy_only=False)]
-    if not _in_order(clicks, np.array(erased), ends, codes):
+    clicks["code"] = known[encoded.indices.to_numpy(zero_copy_only=False)]
+    if not _in_order(times, clicks["code"], np.array(erased), ends, codes):
         return None
     data, size = clicks.tobytes(), CLICK_DTYPE.itemsize
     bounds = (ends * size).tolist()
@@ -124,22 +125,24 @@ def _distinct(encoded: Any) -> list[bytes]:
     return found
 
 
-def _in_order(clicks: np.ndarray, erased: np.ndarray, ends: np.ndarray, codes: ItemCodes) -> bool:
+def _in_order(
+    timestamps: NDArray[np.int64],
+    item_codes: NDArray[np.uint32],
+    erased: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    codes: ItemCodes,
+) -> bool:
     """Whether each window's clicks are distinct, sorted, and from after its erasure."""
-    timestamps = clicks["timestamp_ms"]
-    counts = np.diff(ends)
-    some = counts > 0
-    if np.any(timestamps[ends[:-1][some]] <= erased[some]):
+    some = np.diff(ends) > 0
+    firsts = ends[:-1][some]
+    if np.any(timestamps[firsts] <= erased[some]):
         return False
-    follows = np.ones(len(clicks), bool)  # a click of the same window
-    follows[ends[:-1][some]] = False
-    at = np.flatnonzero(follows)
+    # Few clicks but the first ones of windows are not later than the click before them.
+    at = np.flatnonzero(timestamps[1:] <= timestamps[:-1]) + 1
+    at = np.setdiff1d(at, firsts, assume_unique=True)
     if np.any(timestamps[at] < timestamps[at - 1]):
         return False
-    tied = at[timestamps[at] == timestamps[at - 1]]
     return all(
         codes.utf8[one] < codes.utf8[other]
-        for one, other in zip(
-            clicks["code"][tied - 1].tolist(), clicks["code"][tied].tolist(), strict=True
-        )
+        for one, other in zip(item_codes[at - 1].tolist(), item_codes[at].tolist(), strict=True)
     )

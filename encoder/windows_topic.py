@@ -7,19 +7,23 @@ keeps, as metadata of a partition's offset, the extent that the partition of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 from kafka import TopicPartition
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from encoder.errors import Misconfigured
-from encoder.kafka_client import admin_client, read_to_end, reader, translated
+from encoder.kafka_client import admin_client, read_blocks_to_end, reader, translated
+from encoder.read_ahead import read_ahead
+from encoder.record_blocks import RecordBlock
 from encoder.settings import KafkaSettings
 from encoder.window import CorruptWindow, Window, from_wire
 
 HOW_TO_REBUILD: Final = "stop all workers and run `mindstream rebuild`"
+
+_GATHERED: Final = 16_384  # records are worked on so many at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,25 +144,40 @@ class CorruptWindowRecord(CorruptWindow):
         )
 
 
-class WindowRecord(NamedTuple):
-    """A record of the windows topic as it lies there.
+@dataclass(frozen=True, slots=True)
+class WindowRecords:
+    """Records of one partition of the windows topic, in the order of their offsets.
 
     Attributes:
-        value: the window's wire form; None where it was removed.
+        offsets: of each record.
+        user_ids: whose window it is.
+        values: the window's wire form; None where it was removed.
         written_at_ms: by the clock of the worker that wrote it.
     """
 
     partition: int
-    offset: int
-    user_id: str
-    value: bytes | None
-    written_at_ms: int
+    offsets: list[int]
+    user_ids: list[str]
+    values: list[bytes | None]
+    written_at_ms: list[int]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def written_since(self, since_ms: int) -> set[str]:
+        """The users of records that were written then or later."""
+        if max(self.written_at_ms, default=since_ms - 1) < since_ms:
+            return set()
+        written = zip(self.user_ids, self.written_at_ms, strict=True)
+        return {user_id for user_id, at_ms in written if at_ms >= since_ms}
 
 
 def read_window_records(
     settings: KafkaSettings, partitions: Iterable[int], *, timeout_s: float
-) -> Iterator[list[WindowRecord]]:
+) -> Generator[list[WindowRecords]]:
     """What the windows topic holds of some partitions, in the order it was written there.
+
+    The next are read in a thread meanwhile, until all are or the generator is closed.
 
     Args:
         settings: where the topic is.
@@ -166,24 +185,45 @@ def read_window_records(
         timeout_s: the longest wait without any progress.
 
     Yields:
-        Records of one partition. A user comes once for every time it was written, as far as the
-        topic was not compacted.
+        Some thousand records at a time. A user comes once for every time it was written, as far as
+        the topic was not compacted.
 
     Raises:
         Misconfigured: a record has no user; names its offset and the way out.
         Unavailable: Kafka does not answer.
     """
+    return read_ahead(_gathered(settings, list(partitions), timeout_s))
+
+
+def _gathered(
+    settings: KafkaSettings, partitions: list[int], timeout_s: float
+) -> Generator[list[WindowRecords]]:
     topic = settings.windows_topic
     asked = [TopicPartition(topic, partition) for partition in partitions]
+    gathered: list[WindowRecords] = []
     with translated(f"reading {topic}", settings):
-        for records in read_to_end(settings, asked, timeout_s=timeout_s):
+        for blocks in read_blocks_to_end(settings, asked, timeout_s=timeout_s):
             try:
-                yield [
-                    WindowRecord(one.partition, one.offset, _user(one), one.value, one.timestamp)
-                    for one in records
-                ]
+                gathered += map(_window_records, blocks)
             except CorruptWindowRecord as exc:
                 raise Misconfigured(exc.advice(topic)) from exc
+            if sum(map(len, gathered)) >= _GATHERED:
+                yield gathered
+                gathered = []
+    if gathered:
+        yield gathered
+
+
+def _window_records(block: RecordBlock) -> WindowRecords:
+    try:
+        user_ids = [key.decode() for key in block.keys]  # type: ignore[union-attr]
+    except (AttributeError, UnicodeDecodeError):
+        for offset, key in zip(block.offsets, block.keys, strict=True):
+            _user(block.partition, offset, key)
+        raise
+    return WindowRecords(
+        block.partition, block.offsets, user_ids, block.values, block.timestamps_ms
+    )
 
 
 def read_windows(
@@ -194,20 +234,23 @@ def read_windows(
     A window is None where it was removed. Takes and raises what `read_window_records` does, and
     Misconfigured also where a value is no window.
     """
-    for records in read_window_records(settings, partitions, timeout_s=timeout_s):
-        for record in records:
-            try:
-                window = _window(record)
-            except CorruptWindowRecord as exc:
-                raise Misconfigured(exc.advice(settings.windows_topic)) from exc
-            yield record.partition, record.user_id, window
+    for gathered in read_window_records(settings, partitions, timeout_s=timeout_s):
+        for part in gathered:
+            for offset, user_id, value in zip(
+                part.offsets, part.user_ids, part.values, strict=True
+            ):
+                try:
+                    window = _window(part.partition, offset, value)
+                except CorruptWindowRecord as exc:
+                    raise Misconfigured(exc.advice(settings.windows_topic)) from exc
+                yield part.partition, user_id, window
 
 
-def _window(record: Any) -> Window | None:
+def _window(partition: int, offset: int, value: bytes | None) -> Window | None:
     try:
-        return None if record.value is None else from_wire(record.value)
+        return None if value is None else from_wire(value)
     except CorruptWindow as exc:
-        raise CorruptWindowRecord(record.partition, record.offset, str(exc)) from exc
+        raise CorruptWindowRecord(partition, offset, str(exc)) from exc
 
 
 def parse_window_record(record: Any) -> tuple[str, Window | None]:
@@ -216,14 +259,14 @@ def parse_window_record(record: Any) -> tuple[str, Window | None]:
     Raises:
         CorruptWindowRecord: it is no such record.
     """
-    return _user(record), _window(record)
+    partition, offset = record.partition, record.offset
+    return _user(partition, offset, record.key), _window(partition, offset, record.value)
 
 
-def _user(record: Any) -> str:
-    if record.key is None:
-        raise CorruptWindowRecord(record.partition, record.offset, "no key")
+def _user(partition: int, offset: int, key: bytes | None) -> str:
+    if key is None:
+        raise CorruptWindowRecord(partition, offset, "no key")
     try:
-        user_id: str = record.key.decode()
+        return key.decode()
     except UnicodeDecodeError as exc:
-        raise CorruptWindowRecord(record.partition, record.offset, f"key: {exc}") from exc
-    return user_id
+        raise CorruptWindowRecord(partition, offset, f"key: {exc}") from exc

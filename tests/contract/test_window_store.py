@@ -15,7 +15,7 @@ from deploy.local_broker import LocalBroker
 from encoder.settings import Settings, load_settings
 from encoder.topics import create_topics
 from encoder.window import Window, to_wire, window_of
-from encoder.windows_topic import WindowRecord
+from encoder.windows_topic import WindowRecords
 from tests.deployment import wait_until
 
 PARTITIONS = 3
@@ -100,13 +100,10 @@ class WindowStoreMachine(RuleBasedStateMachine):
                 assert unpack(packed, codes) == held.get(user, Window())
 
 
-def _records(partition: int, user: str, window: Window | None) -> list[WindowRecord]:
+def _records(partition: int, user: str, window: Window | None) -> list[WindowRecords]:
     """Of one user: the last one counts."""
-    older = Window(((60, "older"),))
-    return [
-        WindowRecord(partition, offset, user, None if one is None else to_wire(one), 0)
-        for offset, one in enumerate((older, window))
-    ]
+    values = [to_wire(Window(((60, "older"),))), None if window is None else to_wire(window)]
+    return [WindowRecords(partition, [0, 1], [user, user], values, [0, 0])]
 
 
 TestWindowStore = WindowStoreMachine.TestCase
@@ -150,8 +147,8 @@ def restored(topic: ClickTopic, only: set[int]) -> WindowStore:
     store = WindowStore()
     for partition in only:
         store.add_partition(partition)
-    for records in topic.restore(only):
-        store.restore(records)
+    for gathered in topic.restore(only):
+        store.restore(gathered)
     return store
 
 

@@ -1,0 +1,130 @@
+"""Lets a consumer hand records out a whole batch at a time, in columns.
+
+kafka-python makes an object of every record, which for a small record costs several times what
+reading it does. Whoever reads a partition of millions asks for a `RecordBlock` per batch instead.
+Fetching, checksums, transactions and positions stay kafka-python's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kafka import KafkaConsumer
+from kafka.consumer.fetcher import Fetcher
+from kafka.errors import CorruptRecordError
+from kafka.protocol.consumer import IsolationLevel
+from kafka.record.default_records import DefaultRecordBatch
+from kafka.record.util import decode_varint
+
+_TWO_BYTES: Final = 0x80  # what the first byte of a longer number is at least
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBlock:
+    """Records of one partition, in the order of their offsets.
+
+    Attributes:
+        offsets: of each record.
+        timestamps_ms: of each record.
+        keys: of each record; None where it has none.
+        values: of each record; None for a tombstone.
+    """
+
+    partition: int
+    offsets: list[int]
+    timestamps_ms: list[int]
+    keys: list[bytes | None]
+    values: list[bytes | None]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def offset(self) -> int:
+        """Of the last record; kafka-python skips what lies before the offset it asked for."""
+        return self.offsets[-1]
+
+
+def hand_out_blocks(consumer: KafkaConsumer) -> None:
+    """Make a new consumer poll blocks of records; its `max_poll_records` then counts blocks."""
+    consumer._fetcher.PartitionRecords = _PartitionBlocks
+
+
+class _PartitionBlocks(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka-python is untyped
+    def _unpack_records(self, tp: Any, records: Any, *_deserializers: Any) -> Iterator[RecordBlock]:
+        while (batch := records.next_batch()) is not None:
+            if batch.magic != 2:
+                raise CorruptRecordError(
+                    f"{tp.topic}[{tp.partition}] at offset {batch.base_offset} has message format"
+                    f" {batch.magic}, which Kafka 4 no longer knows"
+                )
+            if self.check_crcs and not batch.validate_crc():
+                raise CorruptRecordError(
+                    f"{tp.topic}[{tp.partition}] at offset {batch.base_offset}: wrong checksum"
+                )
+            self.leader_epoch = batch.leader_epoch
+            committed = self._is_committed(batch)
+            # Compaction keeps a batch's last offset, so this passes over what it has taken away.
+            self.next_fetch_offset = batch.next_offset
+            if committed and not batch.is_control_batch:
+                block = _block(tp.partition, batch, self.fetch_offset)
+                self.records_read += len(block)
+                self.bytes_read += batch.size_in_bytes
+                if len(block):
+                    yield block
+        self.drain()
+
+    def _is_committed(self, batch: Any) -> bool:
+        """Whether a batch counts; to be asked of all batches in order."""
+        if self.isolation_level != IsolationLevel.READ_COMMITTED or not batch.has_producer_id():
+            return True
+        self._consume_aborted_transactions_up_to(batch.last_offset)
+        if self._contains_abort_marker(batch):
+            self.aborted_producer_ids.discard(batch.producer_id)
+            return False
+        return not self._is_batch_aborted(batch)
+
+
+def _block(partition: int, batch: DefaultRecordBatch, first_offset: int) -> RecordBlock:
+    """A batch's records from an offset on."""
+    batch._maybe_uncompress()
+    buffer, at = bytes(batch._buffer), batch._pos
+    base, since_ms = batch.base_offset, batch.first_timestamp
+    appended_ms = batch.max_timestamp if batch.timestamp_type else None
+    block = RecordBlock(partition, [], [], [], [])
+    try:
+        for _ in range(batch.records_count):
+            length, at = _varint(buffer, at)
+            end = at + length
+            since, at = _varint(buffer, at + 1)  # a byte of attributes, which has no meaning yet
+            ahead, at = _varint(buffer, at)
+            size, at = _varint(buffer, at)
+            key, at = (None, at) if size < 0 else (buffer[at : at + size], at + size)
+            size, at = _varint(buffer, at)
+            value, at = (None, at) if size < 0 else (buffer[at : at + size], at + size)
+            if not at < end <= len(buffer):
+                raise CorruptRecordError(f"record {base + ahead} does not end where it says")
+            at = end  # past its headers
+            if base + ahead >= first_offset:
+                block.offsets.append(base + ahead)
+                block.timestamps_ms.append(since_ms + since if appended_ms is None else appended_ms)
+                block.keys.append(key)
+                block.values.append(value)
+    except IndexError as exc:
+        raise CorruptRecordError(f"the batch at offset {base} ends within a record") from exc
+    return block
+
+
+def _varint(buffer: bytes, at: int) -> tuple[int, int]:
+    """A number of varying length and where it ends; most have one or two bytes."""
+    first = buffer[at]
+    if first < _TWO_BYTES:
+        return (first >> 1) ^ -(first & 1), at + 1
+    second = buffer[at + 1]
+    if second < _TWO_BYTES:
+        raw = (first & 0x7F) | (second << 7)
+        return (raw >> 1) ^ -(raw & 1), at + 2
+    found: tuple[int, int] = decode_varint(buffer, at)
+    return found

@@ -1,0 +1,136 @@
+"""Whole batches of records in columns, against kafka-python's own records, on a real broker."""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from kafka import KafkaProducer, TopicPartition
+from kafka.errors import CorruptRecordError
+from kafka.record.default_records import DefaultRecordBatchBuilder
+from kafka.record.memory_records import MemoryRecords
+
+from deploy.local_broker import LocalBroker
+from encoder.kafka_client import producer, read_blocks_to_end, read_to_end, reader
+from encoder.record_blocks import RecordBlock, _PartitionBlocks, hand_out_blocks
+from encoder.settings import KafkaSettings, load_settings
+
+Row = tuple[int, int, bytes | None, bytes | None]
+
+
+@pytest.fixture
+def settings(broker: LocalBroker) -> KafkaSettings:
+    """The broker's; topics are made as they are written to."""
+    kafka = load_settings().kafka
+    return kafka.model_copy(update={"bootstrap_servers": broker.bootstrap_servers})
+
+
+@pytest.fixture
+def target(settings: KafkaSettings) -> TopicPartition:
+    """A partition of its own."""
+    from kafka.admin import NewTopic
+
+    from encoder.kafka_client import admin_client
+
+    topic = f"t{uuid.uuid4().hex[:10]}"
+    with admin_client(settings) as admin:
+        admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=1)])
+    return TopicPartition(topic, 0)
+
+
+@pytest.fixture(params=[None, "gzip", "lz4"])
+def sender(settings: KafkaSettings, request: pytest.FixtureRequest) -> Iterator[KafkaProducer]:
+    """A transactional producer, of each compression."""
+    client = producer(
+        settings, transactional_id=uuid.uuid4().hex, compression_type=request.param, linger_ms=5
+    )
+    client.init_transactions()
+    yield client
+    client.close()
+
+
+def rows(blocks: list[RecordBlock]) -> list[Row]:
+    return [
+        row
+        for block in blocks
+        for row in zip(block.offsets, block.timestamps_ms, block.keys, block.values, strict=True)
+    ]
+
+
+def test_blocks_hold_what_records_hold(
+    settings: KafkaSettings, target: TopicPartition, sender: KafkaProducer
+) -> None:
+    """Keys, values, tombstones, headers, sizes of one to four bytes; aborted ones are left out."""
+    values = [b"", b"x" * 63, b"y" * 64, b"z" * 9000, None, b"w" * 300_000]
+    for round_ in range(6):
+        sender.begin_transaction()
+        for number, value in enumerate(values):
+            key = None if number == 1 else f"{round_}-{number}".encode()
+            headers = [("name", b"value"), ("empty", b"")] if number == 2 else []
+            sender.send(
+                target.topic,
+                key=key,
+                value=value,
+                partition=0,
+                headers=headers,
+                timestamp_ms=1_700_000_000_000 + 1000 * number - round_,
+            )
+        if round_ % 3 == 1:
+            sender.flush()
+            sender.abort_transaction()
+        else:
+            sender.commit_transaction()
+    expected = [
+        (one.offset, one.timestamp, one.key, one.value)
+        for records in read_to_end(settings, [target], timeout_s=20)
+        for one in records
+    ]
+    found = [
+        block for blocks in read_blocks_to_end(settings, [target], timeout_s=20) for block in blocks
+    ]
+    assert len(expected) == 4 * len(values)
+    assert rows(found) == expected
+    assert len(found) < len(expected)
+
+
+def test_blocks_begin_where_they_were_asked_to(
+    settings: KafkaSettings, target: TopicPartition, sender: KafkaProducer
+) -> None:
+    """Also in the middle of a batch, which comes from the broker whole."""
+    sender.begin_transaction()
+    for number in range(10):
+        sender.send(target.topic, key=b"u", value=b"%d" % number, partition=0)
+    sender.commit_transaction()
+    with reader(settings) as consumer:
+        hand_out_blocks(consumer)
+        consumer.assign([target])
+        consumer.seek(target, 7)
+        blocks: list[RecordBlock] = []
+        while consumer.position(target) < 10:
+            for polled in consumer.poll(timeout_ms=200).values():
+                blocks += polled
+    assert [value for _, _, _, value in rows(blocks)] == [b"7", b"8", b"9"]
+
+
+@pytest.mark.parametrize("cut", [1, 9])
+def test_a_batch_that_ends_too_early_is_corrupt(cut: int) -> None:
+    """A record that says it is longer than what is there is an error that names the offset."""
+    builder = DefaultRecordBatchBuilder(
+        magic=2,
+        compression_type=0,
+        is_transactional=False,
+        producer_id=-1,
+        producer_epoch=-1,
+        base_sequence=-1,
+        batch_size=1000,
+    )
+    builder.append(0, 1000, b"key", b"a value", [])
+    whole = bytearray(builder.build())
+    del whole[-cut:]
+    whole[8:12] = (len(whole) - 12).to_bytes(4, "big")
+    target = TopicPartition("t", 0)
+    part = _PartitionBlocks(0, target, MemoryRecords(bytes(whole)), check_crcs=False)
+    with pytest.raises(CorruptRecordError, match="0"):
+        part.take(1)
+    part = _PartitionBlocks(0, target, MemoryRecords(bytes(whole)))
+    with pytest.raises(CorruptRecordError, match=r"t\[0\] at offset 0: wrong checksum"):
+        part.take(1)
