@@ -55,13 +55,17 @@ class WindowEncoder:
         if before is None:
             ends = np.full(len(user_ids), self._encoder.release.manifest.interests)
         else:
-            ends = interest_counts(self._encoder.release, self._columns(before))
+            ends = self.counts(before)
         stale_keys = [
             interest_key(user_id, slot)
             for user_id, first, end in zip(user_ids, used.tolist(), ends.tolist(), strict=True)
             for slot in range(first, end)
         ]
         return Encoded(rows, stale_keys)
+
+    def counts(self, packed: Sequence[bytes]) -> NDArray[np.int64]:
+        """How many interests each window has, without encoding it: int64 (B,)."""
+        return interest_counts(self._encoder.release, self._columns(packed))
 
     def _columns(self, packed: Sequence[bytes]) -> ClickColumns:
         clicks, counts = click_columns(packed)

@@ -127,12 +127,17 @@ class WorkerMetrics:
             "Users encoded for a release before it was served.",
             registry=registry,
         )
+        self.unfilled = Gauge(
+            "mindstream_unfilled_partitions",
+            "Partitions owned, over all releases served, whose users are not all encoded for it.",
+            registry=registry,
+        )
         self.ready = Gauge(
             "mindstream_ready", "1 while the worker is serving its partitions.", registry=registry
         )
         self.release = Gauge(
             "mindstream_release_info",
-            "1 for the release being served.",
+            "1 for every release whose interests are kept up to date.",
             ["release"],
             registry=registry,
         )

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from consumers.click_topic import ClickTopic, Outdated
-from consumers.encoding import WindowEncoder
+from consumers.served_releases import Served, ServedReleases
 from consumers.window_store import WindowStore
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
@@ -39,8 +39,9 @@ class Taken:
         restored: windows read back.
         filled: users encoded for the release's collection.
         expired: clicks that were deleted from their topic before the group had read them.
-        other_releases: announced ones, in whose collections there may be rows of these partitions'
-            users.
+        other_releases: announced ones that are not served, in whose collections there may be rows
+            of these partitions' users.
+        unfilled: served release → partitions yet to be filled for it, while they are served.
     """
 
     ends: dict[int, int]
@@ -49,20 +50,20 @@ class Taken:
     filled: int
     expired: int
     other_releases: list[str]
+    unfilled: dict[str, list[int]]
 
 
 class Takeover:
-    """Takes partitions over for one release."""
+    """Takes partitions over for the releases that are served."""
 
     def __init__(
         self,
         settings: Settings,
         topic: ClickTopic,
         store: WindowStore,
-        encoder: WindowEncoder,
+        served: ServedReleases,
         index: InterestIndex,
         *,
-        release: Release,
         partitions: int,
         progress: Callable[[str], None],
         stopping: Callable[[], bool],
@@ -79,10 +80,8 @@ class Takeover:
         self._settings = settings
         self._topic = topic
         self._store = store
-        self._encoder = encoder
+        self._served = served
         self._index = index
-        self._release = release.name
-        self._slots = release.manifest.interests
         self._partitions = partitions
         self._progress = progress
         self._stopping = stopping
@@ -104,17 +103,26 @@ class Takeover:
         offsets, expired = self._check(gained)
         # First withdraw what will no longer be true once we write.
         log = read_releases(self._settings.kafka)
-        outdated = {(r, p) for r, p in log.filled if p in gained and r != self._release}
+        outdated = {(r, p) for r, p in log.filled if p in gained and r not in self._served}
         take_back(self._settings.kafka, outdated)
         ends = self._topic.end_offsets(gained)
         restored, recent = self._restore(gained)
-        unfilled = [p for p in gained if (self._release, p) not in log.filled]
-        filled = sum(self._fill(partition, gained) for partition in unfilled)
+        unfilled = {
+            one.name: [p for p in gained if (one.name, p) not in log.filled] for one in self._served
+        }
+        first = self._served.first
+        at_once = unfilled.pop(first.name)
+        filled = sum(self._fill(first, partition, gained) for partition in at_once)
         self._keep(gained)
-        self._topic.report_filled(self._release, {p: offsets[p] for p in unfilled})
-        self._use_when_complete()
-        others = [a.release for a in log.announced if a.release != self._release]
-        return Taken(ends, recent, restored, filled, expired, others)
+        self._topic.report_filled(first.name, {p: offsets[p] for p in at_once})
+        self._use_when_complete(first.release)
+        others = [a.release for a in log.announced if a.release not in self._served]
+        return Taken(ends, recent, restored, filled, expired, others, unfilled)
+
+    def let_go(self, releases: Iterable[str], partitions: Iterable[int]) -> None:
+        """Take back reports, since these releases' collections are no longer kept up to date."""
+        partitions = list(partitions)
+        take_back(self._settings.kafka, {(r, p) for r in releases for p in partitions})
 
     def _check(self, gained: list[int]) -> tuple[dict[int, int], int]:
         """Compare both topics with what the group committed.
@@ -157,22 +165,22 @@ class Takeover:
                 self._keep(gained)
         return count, recent
 
-    def _fill(self, partition: int, gained: list[int]) -> int:
+    def _fill(self, served: Served, partition: int, gained: list[int]) -> int:
         users = self._store.users(partition)
         count = 0
         while chunk := list(islice(users, _FILL_USERS)):
             self._keep(gained)
             user_ids, packed = zip(*chunk, strict=True)
-            encoded = self._encoder.encode(user_ids, packed, before=None)
+            encoded = served.encoder.encode(user_ids, packed, before=None)
             self._index.write_interests(
-                self._release,
+                served.name,
                 encoded.rows,
                 encoded.stale_keys,
                 budget_s=self._settings.worker.step_budget_s,
                 lease=self._topic.lease_left_s,
             )
             count += len(chunk)
-            self._progress(f"filling release {self._release}: {count} users of one partition")
+            self._progress(f"filling release {served.name}: {count} users of one partition")
         return count
 
     def _keep(self, gained: list[int]) -> None:
@@ -183,13 +191,12 @@ class Takeover:
         if self._stopping():
             raise Outdated("the worker is to stop")
 
-    def _use_when_complete(self) -> None:
+    def _use_when_complete(self, release: Release) -> None:
+        """Point readers at their first release; at another, whoever publishes it does."""
         log = read_releases(self._settings.kafka)
-        newest, in_use = log.newest, self._index.release_in_use()
-        if (
-            newest is not None
-            and newest.release == self._release
-            and log.is_filled(self._release, self._partitions)
-            and (in_use is None or in_use.name != self._release)
-        ):
-            self._index.use_release(self._release, self._slots, lease=self._topic.lease_left_s)
+        if not log.is_filled(release.name, self._partitions):
+            return
+        in_use = self._index.release_in_use()
+        if in_use is None or log.announcement(in_use.name) is None:
+            slots = release.manifest.interests
+            self._index.use_release(release.name, slots, lease=self._topic.lease_left_s)

@@ -21,16 +21,19 @@ from typing import Any, Final, Literal
 import numpy as np
 import structlog
 
+from consumers.backfill import Backfill, Chunk
 from consumers.batch import Decision, Record, decide, joined
 from consumers.batch_size import BatchSize
 from consumers.click_topic import AssignmentChange, ClickTopic, Outdated
-from consumers.encoding import Encoded, WindowEncoder
+from consumers.encoding import Encoded
 from consumers.health import Health
 from consumers.memory import give_back
 from consumers.metrics import WorkerMetrics
 from consumers.packed_window import newest_ms, was_erased, without_old_erasure
 from consumers.pipeline import Pipeline
 from consumers.rejected_share import RejectedShare
+from consumers.release_watch import ReleaseWatch
+from consumers.served_releases import ServedReleases
 from consumers.settling import Settling
 from consumers.takeover import Takeover
 from consumers.unsettled import Unsettled
@@ -46,6 +49,7 @@ _BATCHES_AHEAD: Final = 2  # that many of the largest may be written, but not co
 _OVERLAPPED_POLL_S: Final = 0.05
 _SUMMARY_EVERY_S: Final = 10.0
 _EXPIRE_EVERY_S: Final = 600.0
+_BACKFILL_USERS: Final = 128  # a click waits for so many at most
 
 log = structlog.get_logger()
 
@@ -55,6 +59,7 @@ class _Batch:
     """A batch that is merged and encoded, on its way to being committed.
 
     Attributes:
+        encoded: what to write, by release.
         before: the windows that its merging replaced, by partition and user.
         share: the share of rejected records before it.
         member: the membership that its records were polled with.
@@ -64,7 +69,7 @@ class _Batch:
 
     records: list[Record]
     decision: Decision
-    encoded: Encoded
+    encoded: dict[str, Encoded]
     before: dict[int, dict[str, bytes]]
     share: RejectedShare
     member: Any
@@ -80,11 +85,11 @@ class UpdateLoop:
         settings: Settings,
         topic: ClickTopic,
         store: WindowStore,
-        encoder: WindowEncoder,
+        served: ServedReleases,
         index: InterestIndex,
         takeover: Takeover,
+        watch: ReleaseWatch,
         *,
-        release: str,
         metrics: WorkerMetrics,
         health: Health,
         clock: Callable[[], float] = time.time,
@@ -93,17 +98,18 @@ class UpdateLoop:
         """Put a loop together; nothing happens before `turn`.
 
         Args:
-            release: whose collection is written.
+            served: whose collections are written; it is the loop that changes it.
+            watch: says which releases to serve, too, and which no longer.
             clock: seconds since 1970.
             after_step: called when a step is done; fault tests crash in it.
         """
         self._settings = settings
         self._topic = topic
         self._store = store
-        self._encoder = encoder
+        self._served = served
+        self._watch = watch
         self._index = index
         self._takeover = takeover
-        self._release = release
         self._metrics = metrics
         self._health = health
         self._clock = clock
@@ -125,6 +131,11 @@ class UpdateLoop:
             joins=lambda before, after: bool(before.member == after.member),
             rest_s=settings.worker.commit_every_s,
             name="batches",
+        )
+        self._backfill = Backfill(
+            lambda partition: [user_id for user_id, _ in store.users(partition)],
+            share=settings.worker.backfill_share,
+            chunk=_BACKFILL_USERS,
         )
         self._summary = _Summary(clock())
         self._expire_at = clock()
@@ -149,6 +160,8 @@ class UpdateLoop:
             self.finish()
         in_flight = self._pipeline.in_flight > 0
         wait_s = _OVERLAPPED_POLL_S if in_flight else timeout_s
+        if (due_s := self._backfill.wait_s(time.monotonic())) is not None:
+            wait_s = min(wait_s, due_s)
         polled, change = self._topic.poll(wait_s, self._batch_size.records)
         self._health.progress()
         if change.gained or change.lost or self._gained:
@@ -161,6 +174,7 @@ class UpdateLoop:
             self._apply(change)
             return 0
         self._apply(change)
+        self._follow_releases()
         records = self._held(polled)
         if not records:
             self._collect()
@@ -237,8 +251,11 @@ class UpdateLoop:
         self._after_step("written")
 
     def _commit_batches(self, batches: Sequence[_Batch]) -> None:
+        decision = joined([batch.decision for batch in batches])
+        if not decision.next_offsets:  # a release was filled a little more
+            return
         with self._timed("commit", batches):
-            self._commit(joined([batch.decision for batch in batches]), batches[0].member)
+            self._commit(decision, batches[0].member)
         self._after_step("committed")
 
     @contextmanager
@@ -247,7 +264,7 @@ class UpdateLoop:
         yield
         seconds = time.monotonic() - began_at
         self._metrics.step.labels(step).observe(seconds)
-        records = sum(len(batch.records) for batch in batches)
+        records = max(1, sum(len(batch.records) for batch in batches))
         for batch in batches:
             batch.slowest_s = max(batch.slowest_s, seconds * len(batch.records) / records)
 
@@ -275,6 +292,7 @@ class UpdateLoop:
         if not isinstance(failure, Outdated | LeaseRanOut):
             raise failure
         batches = self._pipeline.take_unfinished()
+        self._backfill.begin_again()
         for batch in reversed(batches):
             for partition, windows in batch.before.items():
                 if partition in self._store.partitions:
@@ -294,6 +312,7 @@ class UpdateLoop:
             self._store.drop_partition(partition)
             self._unsettled.drop(partition)
             self._settling.drop(partition)
+            self._backfill.drop_partition(partition)
             with suppress(KeyError):  # no lag was ever reported
                 self._metrics.lag.remove(str(partition))
         self._gained = (self._gained - change.lost) | change.gained
@@ -312,6 +331,8 @@ class UpdateLoop:
             self._unsettled.take(taken.ends)
             self._settling.take(taken.recent, self._clock())
             self._other_releases = taken.other_releases
+            for release, partitions in taken.unfilled.items():
+                self._backfill.add(release, partitions)
             self._metrics.restored.inc(taken.restored)
             self._metrics.backfilled.inc(taken.filled)
             self._metrics.expired.inc(taken.expired)
@@ -338,7 +359,7 @@ class UpdateLoop:
         self._topic.rewind(record for record in polled if record.partition not in held)
         return [record for record in polled if record.partition in held]
 
-    def _encode(self, decision: Decision, records: list[Record]) -> Encoded:
+    def _encode(self, decision: Decision, records: list[Record]) -> dict[str, Encoded]:
         # A predecessor may have written rows for clicks that it did not commit. Until we are past
         # those clicks, the rows in the store may be of windows that we know nothing of.
         settled = not self._unsettled.apply(records)
@@ -352,18 +373,20 @@ class UpdateLoop:
                         continue
                 changed[user_id] = (window, self._store.packed(partition, user_id))
         packed, before = [one for one, _ in changed.values()], [one for _, one in changed.values()]
-        return self._encoder.encode(list(changed), packed, before if settled else None)
+        return self._served.encode(list(changed), packed, before if settled else None)
 
     def _write(
-        self, encoded: Encoded, erased_users: Iterable[str], lease: Callable[[], float]
+        self, encoded: dict[str, Encoded], erased_users: Iterable[str], lease: Callable[[], float]
     ) -> None:
         """Write rows, and delete those that other releases have of erased users, in one budget."""
-        began_at, budget_s = time.monotonic(), self._settings.worker.step_budget_s
-        self._index.write_interests(
-            self._release, encoded.rows, encoded.stale_keys, budget_s=budget_s, lease=lease
-        )
+        ends_at = time.monotonic() + self._settings.worker.step_budget_s
+        for release, one in encoded.items():
+            budget_s = ends_at - time.monotonic()
+            self._index.write_interests(
+                release, one.rows, one.stale_keys, budget_s=budget_s, lease=lease
+            )
         if erased := sorted(erased_users):
-            budget_s -= time.monotonic() - began_at
+            budget_s = ends_at - time.monotonic()
             self._index.forget(erased, self._other_releases, budget_s=budget_s, lease=lease)
 
     def _commit(self, decision: Decision, member: Any) -> None:
@@ -384,6 +407,8 @@ class UpdateLoop:
         if self._settling.due(now, most=most):
             if self.finish() and (due := self._settling.due(now, most=most)):
                 self._write_again(*due)
+        elif chunk := self._backfill.next(time.monotonic()):
+            self._fill(chunk)
         elif now >= self._expire_at and self.finish():
             self._expire_at = now + _EXPIRE_EVERY_S
             self._expire_erasures()
@@ -392,12 +417,55 @@ class UpdateLoop:
     def _write_again(self, partition: int, user_ids: list[str]) -> None:
         """Write rows over what a predecessor's last write may have left, also for the erased."""
         packed = [self._store.packed(partition, user_id) for user_id in user_ids]
-        encoded = self._encoder.encode(user_ids, packed, before=None)
+        encoded = self._served.encode(user_ids, packed, before=None)
         erased = [u for u, window in zip(user_ids, packed, strict=True) if was_erased(window)]
         with suppress(LeaseRanOut):  # if the partition stays ours, they stay due
             self._write(encoded, erased, self._topic.lease_left_s)
             if self._settling.done(partition, user_ids):
                 log.info("partition.settled", partition=partition)
+
+    def _follow_releases(self) -> None:
+        """Serve what was announced and is loaded; let go of what was withdrawn."""
+        loaded, withdrawn = self._watch.take()
+        for served in loaded:
+            self._served.add(served)
+            self._backfill.add(served.name, self._store.partitions)
+            self._other_releases = [r for r in self._other_releases if r != served.name]
+        gone = [release for release in withdrawn if self._served.remove(release)]
+        if gone and self.finish():  # nothing of them is on its way any more
+            for release in gone:
+                self._backfill.drop_release(release)
+            self._takeover.let_go(gone, self._store.partitions)
+            self._other_releases += gone
+        if loaded or gone:
+            self._show_releases()
+
+    def _fill(self, chunk: Chunk) -> None:
+        """Encode some users for a release that joins, behind the batches in flight."""
+        began_at = time.monotonic()
+        served = self._served.get(chunk.release)
+        if chunk.user_ids:
+            packed = [self._store.packed(chunk.partition, user_id) for user_id in chunk.user_ids]
+            encoded = {chunk.release: served.encoder.encode(chunk.user_ids, packed, before=None)}
+            self._pipeline.wait_for_room(len(chunk.user_ids), self._ahead)
+            share, member = self._rejected_share, self._topic.membership
+            batch = _Batch([], Decision(), encoded, {}, share, member)
+            self._pipeline.submit(batch, len(chunk.user_ids))
+            self._metrics.backfilled.inc(len(chunk.user_ids))
+        elif self.finish() and (at := self._topic.position(chunk.partition)) is not None:
+            # Between batches the position is what is committed; see `_expire_erasures`.
+            with suppress(Outdated):
+                self._topic.report_filled(chunk.release, {chunk.partition: at})
+                self._backfill.done()
+                log.info("release.filled", release=chunk.release, partition=chunk.partition)
+        now = time.monotonic()
+        self._backfill.spent(now - began_at, now)
+        self._metrics.unfilled.set(self._backfill.partitions_left)
+
+    def _show_releases(self) -> None:
+        self._metrics.release.clear()
+        for served in self._served:
+            self._metrics.release.labels(served.name).set(1)
 
     def _expire_erasures(self) -> None:
         """Drop erasure times that no click or dead letter still kept can be older than."""
@@ -427,7 +495,12 @@ class UpdateLoop:
 
     def _account(self, batch: _Batch) -> None:
         metrics, records = self._metrics, batch.records
-        decision, encoded, written_at = batch.decision, batch.encoded, batch.written_at
+        decision, written_at = batch.decision, batch.written_at
+        for encoded in batch.encoded.values():
+            metrics.rows_written.inc(len(encoded.rows))
+            metrics.rows_deleted.inc(len(encoded.stale_keys))
+        if not records:
+            return
         produced = np.fromiter((r.timestamp for r in records), np.float64, len(records)) / 1000.0
         freshness = np.maximum(written_at - produced, 0.0)
         self._batch_size.after(len(records), batch.slowest_s, float(freshness.min()))
@@ -435,8 +508,6 @@ class UpdateLoop:
         metrics.clicks.inc(decision.clicks)
         metrics.erasures.inc(decision.erasures)
         metrics.users.inc(decision.users)
-        metrics.rows_written.inc(len(encoded.rows))
-        metrics.rows_deleted.inc(len(encoded.stale_keys))
         for rejected in decision.rejected:
             metrics.rejected.labels(rejected.reason).inc()
         metrics.batch_clicks.observe(len(records))

@@ -6,24 +6,22 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 import structlog
 
 from consumers.click_topic import ClickTopic
-from consumers.encoding import WindowEncoder
 from consumers.health import Health, HealthServer
 from consumers.memory import bound_heaps, collect_rarely
 from consumers.metrics import WorkerMetrics
+from consumers.release_watch import ReleaseWatch, fetch_announced
+from consumers.served_releases import ServedReleases
 from consumers.takeover import Takeover
 from consumers.update_loop import Step, UpdateLoop
 from consumers.window_store import WindowStore
-from encoder.errors import Misconfigured
-from encoder.interest_index import InterestIndex
+from encoder.errors import Misconfigured, Unavailable
+from encoder.interest_index import InterestIndex, ReleaseInUse
 from encoder.milvus_client import close_embedded
-from encoder.mind_encoder import MindEncoder
-from encoder.release import Release, fetch_release
 from encoder.release_topic import read_releases
 from encoder.settings import Settings
 from encoder.topics import check_topics
@@ -58,13 +56,13 @@ def run_worker(
     log.info("worker.starting", http_port=server.port, group=settings.worker.group_id)
     try:
         partitions = check_topics(settings.kafka)
-        release = _await_release(settings, stop, health)
-        if release is None:
-            return
-        metrics.release.labels(release.name).set(1)
-        with _opened_index(settings, release) as index:
+        with _opened_index(settings) as index:
             metrics.store_behind.set_function(lambda: index.behind_s)
-            _serve(settings, stop, release, index, partitions, metrics, health, after_step)
+            store = WindowStore()
+            served = ServedReleases(index, store.codes, threads=settings.worker.encoder_threads)
+            if not _await_releases(settings, served, index, stop, health):
+                return
+            _serve(settings, stop, store, served, index, partitions, metrics, health, after_step)
     finally:
         server.close()
         log.info("worker.stopped")
@@ -73,25 +71,23 @@ def run_worker(
 def _serve(
     settings: Settings,
     stop: threading.Event,
-    release: Release,
+    store: WindowStore,
+    served: ServedReleases,
     index: InterestIndex,
     partitions: int,
     metrics: WorkerMetrics,
     health: Health,
     after_step: Callable[[Step], None],
 ) -> None:
-    store = WindowStore()
-    mind = MindEncoder(release, threads=settings.worker.encoder_threads)
-    encoder = WindowEncoder(mind, store.codes)
     topic = ClickTopic(settings)
+    watch = ReleaseWatch(settings, served.load)
     try:
         takeover = Takeover(
             settings,
             topic,
             store,
-            encoder,
+            served,
             index,
-            release=release,
             partitions=partitions,
             progress=health.waiting_for,
             stopping=stop.is_set,
@@ -100,15 +96,19 @@ def _serve(
             settings,
             topic,
             store,
-            encoder,
+            served,
             index,
             takeover,
-            release=release.name,
+            watch,
             metrics=metrics,
             health=health,
             after_step=after_step,
         )
-        log.info("worker.serving", release=release.name, partitions=partitions)
+        names = [one.name for one in served]
+        log.info("worker.serving", releases=names, partitions=partitions)
+        for name in names:
+            metrics.release.labels(name).set(1)
+        watch.start(set(names))
         try:
             while not stop.is_set():
                 loop.turn(_POLL_S)
@@ -116,45 +116,54 @@ def _serve(
         finally:
             loop.close(settings.worker.stop_budget_s / 2)
     finally:
+        watch.close()
         topic.close(timeout_s=settings.worker.stop_budget_s / 2)
 
 
-def _await_release(settings: Settings, stop: threading.Event, health: Health) -> Release | None:
+def _await_releases(
+    settings: Settings,
+    served: ServedReleases,
+    index: InterestIndex,
+    stop: threading.Event,
+    health: Health,
+) -> bool:
+    """Load what is announced, the release in use first; False if told to stop before there is any.
+
+    Raises:
+        Misconfigured: the first release cannot be served.
+    """
     waiting = False
     while not stop.is_set():
-        newest = read_releases(settings.kafka).newest
-        if newest is not None:
-            health.waiting_for(f"release {newest.release}")
-            release = fetch_release(newest.url, Path(settings.releases.cache))
-            if release.name != newest.release:
-                raise Misconfigured(
-                    f"{newest.url} holds release {release.name}, but was announced as"
-                    f" {newest.release}; publish the release again"
-                )
-            if release.manifest.window_length > settings.window_length:
-                raise Misconfigured(
-                    f"MINDSTREAM_WINDOW_LENGTH is {settings.window_length}, but release"
-                    f" {release.name} reads windows of {release.manifest.window_length} clicks"
-                )
-            return release
+        announced = read_releases(settings.kafka).announced
+        if announced:
+            in_use = index.release_in_use()
+            newest_first = announced[::-1]  # where none is in use, the newest will be
+            order = sorted(newest_first, key=lambda one: one.release != _name(in_use))
+            for place, one in enumerate(order):
+                health.waiting_for(f"release {one.release}")
+                try:
+                    served.add(served.load(fetch_announced(one, settings)))
+                except (Misconfigured, Unavailable) as exc:
+                    if place == 0:
+                        raise
+                    log.error("release.not_loaded", release=one.release, error=str(exc))
+            return True
         if not waiting:
             waiting = True
             log.info("release.awaited", hint="publish one with `mindstream train`")
         health.waiting_for("a first release; publish one with `mindstream train`")
         stop.wait(_RELEASE_POLL_S)
-    return None
+    return False
+
+
+def _name(in_use: ReleaseInUse | None) -> str | None:
+    return None if in_use is None else in_use.name
 
 
 @contextmanager
-def _opened_index(settings: Settings, release: Release) -> Iterator[InterestIndex]:
+def _opened_index(settings: Settings) -> Iterator[InterestIndex]:
     index = InterestIndex(settings.milvus, max_behind_s=settings.worker.max_behind_s)
     try:
-        if not index.has_release(release.name):
-            raise Misconfigured(
-                f"Milvus at {settings.milvus.uri} has no collections of release {release.name};"
-                " is MINDSTREAM_MILVUS__URI the store that the release was published to?"
-            )
-        index.create_release(release.name, release.manifest.width)
         yield index
     finally:
         index.close()

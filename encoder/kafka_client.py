@@ -122,12 +122,23 @@ def producer(settings: KafkaSettings, **config: Any) -> KafkaProducer:
 def reader(
     settings: KafkaSettings, isolation: str = "read_committed", **config: Any
 ) -> Iterator[KafkaConsumer]:
+    """As `open_reader`, closed at the end."""
+    consumer = open_reader(settings, isolation, **config)
+    try:
+        yield consumer
+    finally:
+        consumer.close()
+
+
+def open_reader(
+    settings: KafkaSettings, isolation: str = "read_committed", **config: Any
+) -> KafkaConsumer:
     """A consumer outside any group, for reading partitions from their beginning.
 
     `config` is kafka-python's.
     """
     accept_any_header_name()
-    consumer = KafkaConsumer(
+    return KafkaConsumer(
         **client_config(settings),
         group_id=None,
         enable_auto_commit=False,
@@ -136,10 +147,6 @@ def reader(
         isolation_level=isolation,
         **{"max_partition_fetch_bytes": 8 * 1024 * 1024, **config},
     )
-    try:
-        yield consumer
-    finally:
-        consumer.close()
 
 
 def end_offsets(settings: KafkaSettings, partitions: Sequence[TopicPartition]) -> dict[Any, int]:
@@ -182,15 +189,21 @@ def read_to_end(
 
 
 def read_blocks_to_end(
-    settings: KafkaSettings, partitions: Sequence[TopicPartition], *, timeout_s: float
+    settings: KafkaSettings,
+    partitions: Sequence[TopicPartition],
+    *,
+    timeout_s: float,
+    start: dict[Any, int] | None = None,
 ) -> Iterator[list[RecordBlock]]:
-    """As `read_to_end`, from the beginning and faster: blocks instead of records."""
+    """As `read_to_end`, and faster: blocks instead of records."""
     if not partitions:
         return
     ends = end_offsets(settings, partitions)
     with reader(settings, **_BLOCK_FETCH_BYTES) as consumer:
         hand_out_blocks(consumer)
         consumer.assign(partitions)
+        for partition, offset in (start or {}).items():
+            consumer.seek(partition, offset)
         yield from _polled_to(ends, consumer, _POLL_BLOCKS, timeout_s)
 
 

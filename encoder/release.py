@@ -333,6 +333,34 @@ def store_release(release: Release, url: str) -> None:
         raise ReleaseUnavailableError(f"cannot write {release.name} to {url}: {error}") from error
 
 
+def store_beside(url: str, name: str, text: str) -> None:
+    """Put a text beside a stored release; it is no part of the release.
+
+    Raises:
+        ReleaseUnavailableError: the storage does not take it; try again.
+    """
+    filesystem, root = _filesystem(url)
+    try:
+        filesystem.pipe_file(f"{root.rstrip('/')}/{name}", text.encode())
+    except OSError as error:
+        raise ReleaseUnavailableError(f"cannot write {name} to {url}: {error}") from error
+
+
+def read_beside(url: str, name: str) -> str | None:
+    """A text beside a stored release; None where there is none.
+
+    Raises:
+        ReleaseUnavailableError: the storage does not answer.
+    """
+    filesystem, root = _filesystem(url)
+    try:
+        return bytes(filesystem.cat_file(f"{root.rstrip('/')}/{name}")).decode()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ReleaseUnavailableError(f"cannot read {name} at {url}: {error}") from error
+
+
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         filesystem, root = fsspec.core.url_to_fs(url)

@@ -1,27 +1,31 @@
 """The releases topic: which releases were announced, and which partitions are filled for them.
 
-Compacted, one partition. An announcement has the key `release/<name>`. A report has the key
-`filled/<name>/<partition>` and says that the interests of every window on that partition are in
-the release's collection, and are kept up to date by the partition's owner. An owner that serves
-another release takes the report back first, since it will not keep that collection up to date.
+Compacted, one partition. An announcement has the key `release/<name>`; a tombstone withdraws it. A
+report has the key `filled/<name>/<partition>` and says that the interests of every window on that
+partition are in the release's collection, and are kept up to date by the partition's owner. An
+owner that does not serve the release takes the report back first, since it will not keep that
+collection up to date. The key `used/<name>` says since when readers have read a release, or did.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
-from kafka import KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from encoder.errors import Misconfigured
-from encoder.kafka_client import producer, read_to_end, translated
+from encoder.kafka_client import open_reader, producer, read_to_end, translated
 from encoder.settings import KafkaSettings
 
 _RELEASE: Final = "release/"
 _FILLED: Final = "filled/"
+_USED: Final = "used/"
 _TIMEOUT_S: Final = 30.0
+
+_Record = TypeVar("_Record", bound=BaseModel)
 
 
 class Announcement(BaseModel):
@@ -33,6 +37,21 @@ class Announcement(BaseModel):
     url: str
 
 
+class Use(BaseModel):
+    """Readers were pointed at a release.
+
+    Attributes:
+        slots: K of the release.
+        at_ms: when, in ms since 1970.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    release: str
+    slots: int
+    at_ms: int
+
+
 @dataclass(frozen=True, slots=True)
 class ReleaseLog:
     """The releases topic, read to its end.
@@ -40,10 +59,16 @@ class ReleaseLog:
     Attributes:
         announced: oldest first; a release announced again counts as newest.
         filled: (release, partition) pairs that are reported and not taken back.
+        used: when readers were pointed at a release, the last time for each, oldest first.
     """
 
     announced: tuple[Announcement, ...]
     filled: frozenset[tuple[str, int]]
+    used: tuple[Use, ...] = ()
+
+    def announcement(self, release: str) -> Announcement | None:
+        """Of a release that was announced and not withdrawn."""
+        return next((one for one in self.announced if one.release == release), None)
 
     @property
     def newest(self) -> Announcement | None:
@@ -62,27 +87,109 @@ def read_releases(settings: KafkaSettings) -> ReleaseLog:
         Misconfigured: a record is no announcement; names its offset.
         Unavailable: Kafka does not answer.
     """
-    announced: dict[str, Announcement] = {}
-    filled: set[tuple[str, int]] = set()
+    state = _State(settings)
     partition = TopicPartition(settings.releases_topic, 0)
     with translated("reading releases", settings):
         for records in read_to_end(settings, [partition], timeout_s=_TIMEOUT_S):
             for record in records:
-                key = record.key.decode() if record.key else ""
-                if key.startswith(_FILLED):
-                    release, _, number = key.removeprefix(_FILLED).rpartition("/")
-                    (filled.discard if record.value is None else filled.add)((release, int(number)))
-                elif key.startswith(_RELEASE):
-                    announced.pop(key, None)
-                    if record.value is not None:
-                        announced[key] = _announcement(record, settings)
-    return ReleaseLog(tuple(announced.values()), frozenset(filled))
+                state.apply(record)
+    return state.log
+
+
+class ReleaseFollower:
+    """Reads the topic as it grows, for whoever looks at it time and again."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        """Begin with the first record.
+
+        Raises:
+            Unavailable: Kafka does not answer.
+        """
+        self._settings = settings
+        self._state = _State(settings)
+        self._consumer: KafkaConsumer | None = None
+
+    def poll(self, timeout_s: float) -> ReleaseLog:
+        """What the topic says now, as far as it came within the time.
+
+        Raises:
+            Misconfigured: a record is no announcement; names its offset.
+            Unavailable: Kafka does not answer.
+        """
+        with translated("following releases", self._settings):
+            if self._consumer is None:
+                self._consumer = open_reader(self._settings)
+                self._consumer.assign([TopicPartition(self._settings.releases_topic, 0)])
+            for records in self._consumer.poll(timeout_ms=int(timeout_s * 1000)).values():
+                for record in records:
+                    self._state.apply(record)
+        return self._state.log
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._consumer is not None:
+            self._consumer.close()
+
+
+class _State:
+    """What the records read so far amount to."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._announced: dict[str, Announcement] = {}
+        self._filled: set[tuple[str, int]] = set()
+        self._used: dict[str, Use] = {}
+
+    @property
+    def log(self) -> ReleaseLog:
+        return ReleaseLog(
+            tuple(self._announced.values()), frozenset(self._filled), tuple(self._used.values())
+        )
+
+    def apply(self, record: Any) -> None:
+        key = record.key.decode() if record.key else ""
+        if key.startswith(_FILLED):
+            release, _, number = key.removeprefix(_FILLED).rpartition("/")
+            change = self._filled.discard if record.value is None else self._filled.add
+            change((release, int(number)))
+        elif key.startswith(_RELEASE):
+            self._announced.pop(key, None)
+            if record.value is not None:
+                self._announced[key] = self._parsed(Announcement, record)
+        elif key.startswith(_USED):
+            self._used.pop(key, None)
+            if record.value is not None:
+                self._used[key] = self._parsed(Use, record)
+
+    def _parsed(self, kind: type[_Record], record: Any) -> _Record:
+        try:
+            return kind.model_validate_json(record.value)
+        except ValidationError as exc:
+            raise Misconfigured(
+                f"{self._settings.releases_topic}[0] at offset {record.offset} is no"
+                f" {kind.__name__.lower()} of a release:"
+                f" {exc.errors(include_url=False)[0]['msg']}; publish the release again"
+            ) from exc
 
 
 def announce(settings: KafkaSettings, announcement: Announcement) -> None:
     """Tell workers of a release; returns once Kafka has it."""
     key = f"{_RELEASE}{announcement.release}".encode()
     _write(settings, [(key, announcement.model_dump_json().encode())])
+
+
+def withdraw(settings: KafkaSettings, release: str) -> None:
+    """Have workers let go of a release; they take their reports of it back."""
+    _write(settings, [(f"{_RELEASE}{release}".encode(), None), (_used_key(release), None)])
+
+
+def note_use(settings: KafkaSettings, use: Use) -> None:
+    """Note that readers were pointed at a release."""
+    _write(settings, [(_used_key(use.release), use.model_dump_json().encode())])
+
+
+def _used_key(release: str) -> bytes:
+    return f"{_USED}{release}".encode()
 
 
 def filled_reports(release: str, partitions: Iterable[int]) -> list[tuple[bytes, bytes]]:
@@ -110,14 +217,3 @@ def _write(settings: KafkaSettings, records: list[tuple[bytes, bytes | None]]) -
                 future.get(timeout=_TIMEOUT_S)
         finally:
             client.close(timeout=_TIMEOUT_S)
-
-
-def _announcement(record: object, settings: KafkaSettings) -> Announcement:
-    try:
-        return Announcement.model_validate_json(record.value)  # type: ignore[attr-defined]
-    except ValidationError as exc:
-        raise Misconfigured(
-            f"{settings.releases_topic}[0] at offset {record.offset}"  # type: ignore[attr-defined]
-            f" is no announcement of a release: {exc.errors(include_url=False)[0]['msg']};"
-            " publish the release again"
-        ) from exc

@@ -140,6 +140,7 @@ class WorkerSettings(_Section):
     stop_budget_s: Seconds = 20.0
     max_behind_s: Seconds = 3.0
     commit_every_s: Annotated[float, Field(ge=0)] = 0.25
+    backfill_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     transaction_timeout_s: Seconds = 60.0
     max_future_s: Annotated[float, Field(ge=0)] = 300.0
     click_retention_s: Seconds = 7 * 86_400.0
@@ -175,10 +176,16 @@ class WorkerSettings(_Section):
 
 
 class ReleaseSettings(_Section):
-    """Where releases are kept."""
+    """Where releases are kept, and how the fleet goes over to one.
+
+    `switch_timeout_s` is how long a publisher waits for workers to fill a release, `grace_s` how
+    long the one before it is kept up to date, so that readers can be pointed back at it.
+    """
 
     url: Annotated[str, AfterValidator(_release_url)] = "./releases"
     cache: str = "./.cache/releases"
+    switch_timeout_s: Seconds = 3600.0
+    grace_s: Annotated[float, Field(ge=0)] = 86_400.0
 
 
 class LookupSettings(_Section):

@@ -7,7 +7,7 @@ keeps, as metadata of a partition's offset, the extent that the partition of the
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -173,7 +173,11 @@ class WindowRecords:
 
 
 def read_window_records(
-    settings: KafkaSettings, partitions: Iterable[int], *, timeout_s: float
+    settings: KafkaSettings,
+    partitions: Iterable[int],
+    *,
+    timeout_s: float,
+    start: Mapping[int, int] | None = None,
 ) -> Generator[list[WindowRecords]]:
     """What the windows topic holds of some partitions, in the order it was written there.
 
@@ -183,6 +187,7 @@ def read_window_records(
         settings: where the topic is.
         partitions: which of its partitions.
         timeout_s: the longest wait without any progress.
+        start: partition → offset to start from; the beginning where absent.
 
     Yields:
         Some thousand records at a time. A user comes once for every time it was written, as far as
@@ -192,17 +197,18 @@ def read_window_records(
         Misconfigured: a record has no user; names its offset and the way out.
         Unavailable: Kafka does not answer.
     """
-    return read_ahead(_gathered(settings, list(partitions), timeout_s))
+    return read_ahead(_gathered(settings, list(partitions), timeout_s, start or {}))
 
 
 def _gathered(
-    settings: KafkaSettings, partitions: list[int], timeout_s: float
+    settings: KafkaSettings, partitions: list[int], timeout_s: float, start: Mapping[int, int]
 ) -> Generator[list[WindowRecords]]:
     topic = settings.windows_topic
     asked = [TopicPartition(topic, partition) for partition in partitions]
+    begins = {one: start[one.partition] for one in asked if one.partition in start}
     gathered: list[WindowRecords] = []
     with translated(f"reading {topic}", settings):
-        for blocks in read_blocks_to_end(settings, asked, timeout_s=timeout_s):
+        for blocks in read_blocks_to_end(settings, asked, timeout_s=timeout_s, start=begins):
             try:
                 gathered += map(_window_records, blocks)
             except CorruptWindowRecord as exc:

@@ -10,17 +10,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import numpy as np
 
-from encoder.errors import Misconfigured
+from encoder.errors import Misconfigured, Unavailable
 from encoder.interest_index import Hit, Interest, InterestIndex, ReleaseInUse
 from encoder.milvus_store import Consistency
 from encoder.settings import MilvusSettings
 from lookup.item_table import ItemTable, ItemTables
 
 _POINTER_TTL_S: Final = 1.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,11 @@ class Lookup:
         self, user_ids: Sequence[str], *, consistency: Consistency | None = None
     ) -> list[Interests]:
         """Many users' interests by key, in the order asked for."""
-        release = self.release()
+        return self._in_one_release(lambda one: self._interests_of(one, user_ids, consistency))
+
+    def _interests_of(
+        self, release: ReleaseInUse, user_ids: Sequence[str], consistency: Consistency | None
+    ) -> list[Interests]:
         level = consistency or self._consistency
         found = self._index.interests(release.name, user_ids, release.slots, level)
         return [Interests(u, release.name, tuple(found.get(u, ()))) for u in user_ids]
@@ -143,7 +149,12 @@ class Lookup:
         self, user_id: str, *, limit: int = 50, consistency: Consistency | None = None
     ) -> Candidates:
         """The items nearest to a user's interests: an item counts with its best interest."""
-        interests = self.interests(user_id, consistency=consistency)
+        return self._in_one_release(lambda one: self._candidates(one, user_id, limit, consistency))
+
+    def _candidates(
+        self, release: ReleaseInUse, user_id: str, limit: int, consistency: Consistency | None
+    ) -> Candidates:
+        (interests,) = self._interests_of(release, [user_id], consistency)
         best: dict[str, float] = {}
         for hits in self.nearest_items(interests, limit=limit, consistency=consistency):
             for hit in hits:
@@ -171,13 +182,33 @@ class Lookup:
         Raises:
             UnknownItem: the release in use has no such item.
         """
-        release = self.release().name
+        return self._in_one_release(lambda one: self._audience(one, item_id, limit, consistency))
+
+    def _audience(
+        self, release: ReleaseInUse, item_id: str, limit: int, consistency: Consistency | None
+    ) -> Audience:
         level = consistency or self._consistency
-        vector = self._index.item_vectors(release, [item_id], level).get(item_id)
+        vector = self._index.item_vectors(release.name, [item_id], level).get(item_id)
         if vector is None:
-            raise UnknownItem(f"release {release} has no item {item_id!r}")
-        hits = self._index.nearest_users(release, vector, limit, level)
-        return Audience(item_id, release, tuple(hits))
+            raise UnknownItem(f"release {release.name} has no item {item_id!r}")
+        hits = self._index.nearest_users(release.name, vector, limit, level)
+        return Audience(item_id, release.name, tuple(hits))
+
+    def _in_one_release(self, read: Callable[[ReleaseInUse], T]) -> T:
+        """All of an answer from the release in use, and from another if that one is gone.
+
+        What is remembered of which release is in use may be a moment old, and the collections may
+        have been dropped meanwhile.
+        """
+        release = self.release()
+        try:
+            return read(release)
+        except Unavailable:
+            self._in_use = None
+            again = self.release()
+            if again == release:
+                raise
+            return read(again)
 
     def _load_items(self, release: str, superseded: Callable[[], bool]) -> ItemTable | None:
         if self._index.count("items", release) > self._items_in_memory:

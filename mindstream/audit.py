@@ -182,7 +182,7 @@ def audit_store(
             row = stored.pop(key, None)
             if row is None:
                 audit.missing.append(key)
-            elif not _same(row, expected, number):
+            elif not same_row(row, expected, number):
                 audit.different.append(key)
     audit.unexpected.extend(stored)
     return audit
@@ -227,7 +227,8 @@ def _compare_dead_letters(settings: Settings, audit: Audit) -> None:
     audit.unset_aside += [f"{p}@{o}" for p, o in audit.rejected - letters.keys()]
 
 
-def _same(row: Interest, expected: InterestRows, number: int) -> bool:
+def same_row(row: Interest, expected: InterestRows, number: int) -> bool:
+    """Whether a stored row is the expected one of this number, to the bit."""
     return (
         row.exemplar == expected.exemplars[number]
         and row.updated_at == int(expected.updated_at[number])

@@ -18,9 +18,9 @@ from rich.table import Table
 from encoder.errors import Misconfigured, Unavailable
 from encoder.release import fetch_release
 from encoder.release_topic import read_releases
-from encoder.settings import Settings, SettingsError, load_settings
+from encoder.settings import SettingsError
+from mindstream import release_commands, start
 from mindstream.exit_codes import EXIT_DIFFERENT, EXIT_MISCONFIGURED, EXIT_UNAVAILABLE
-from mindstream.logs import configure_logging
 
 _SHOWN: Final = 60
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 topics = typer.Typer(help="The topics in Kafka.", no_args_is_help=True)
 app.add_typer(topics, name="topics")
+app.add_typer(release_commands.app, name="release")
 
 
 def main() -> None:
@@ -51,19 +52,13 @@ def _fail(exc: Exception, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _settings() -> Settings:
-    settings = load_settings()
-    configure_logging(settings.log)
-    return settings
-
-
 @app.command()
 def worker() -> None:
     """Run one worker of the update service until SIGTERM."""
     from consumers.worker import run_worker
     from mindstream.signals import stop_on_signals
 
-    settings = _settings()
+    settings = start.settings()
     stop = threading.Event()
     stop_on_signals(stop, settings.worker.stop_budget_s)
     run_worker(settings, stop)
@@ -77,7 +72,7 @@ def topics_create(
     """Create the topics that do not exist yet."""
     from encoder.topics import create_topics
 
-    settings = _settings()
+    settings = start.settings()
     created = create_topics(settings, partitions=partitions, replication=replication)
     typer.echo("\n".join(f"created {name}" for name in created) or "all topics exist")
 
@@ -97,7 +92,7 @@ def train(
     """Train a release, evaluate it on the newest clicks held out, and publish it."""
     from mindstream.training_run import parse_interval, run_training
 
-    settings = _settings()
+    settings = start.settings()
     interval_s = parse_interval(every) if every else None
     since_ms = int(since.replace(tzinfo=UTC).timestamp() * 1000) if since else None
     console = Console(stderr=True)
@@ -119,7 +114,7 @@ def lookup(
     """A user's interests, and the items nearest to them."""
     from lookup import Lookup
 
-    with Lookup(_settings().milvus) as client:
+    with Lookup(start.settings().milvus) as client:
         interests = client.interests(user)
         candidates = client.candidates(user, limit=limit)
     if as_json:
@@ -168,7 +163,7 @@ def audience(
     """The users with an interest nearest to an item."""
     from lookup import Lookup, UnknownItem
 
-    with Lookup(_settings().milvus) as client:
+    with Lookup(start.settings().milvus) as client:
         try:
             found = client.audience(item, limit=limit)
         except UnknownItem as exc:
@@ -190,7 +185,7 @@ def serve() -> None:
     from lookup.http import serve
     from mindstream.signals import stop_on_signals
 
-    settings = _settings()
+    settings = start.settings()
     stop = threading.Event()
     with Lookup(
         settings.milvus,
@@ -223,7 +218,7 @@ def erase(
     from encoder.interest_index import InterestIndex
     from mindstream.erasure import find_traces, write_tombstone
 
-    settings = _settings()
+    settings = start.settings()
     if not verify:
         where = write_tombstone(settings, user, partition=partition, stalled_after_s=wait)
         typer.echo(f"erased by {where}")
@@ -247,7 +242,7 @@ def audit() -> None:
     from mindstream.audit import audit_store
     from mindstream.progress import Waiting
 
-    settings = _settings()
+    settings = start.settings()
     index = InterestIndex(settings.milvus)
     in_use = index.release_in_use()
     announced = {a.release: a for a in read_releases(settings.kafka).announced}
@@ -276,7 +271,7 @@ def rebuild(
     from mindstream.progress import Waiting
     from mindstream.rebuild import rebuild_windows
 
-    settings = _settings()
+    settings = start.settings()
     index = InterestIndex(settings.milvus)
     try:
         with Waiting(Console(stderr=True)) as waiting:
@@ -298,7 +293,7 @@ def dead_letters(
     from encoder.dead_letter_topic import pending_letters
     from mindstream.dead_letter_lines import letter_line
 
-    settings = _settings()
+    settings = start.settings()
     table = Table("letter", "source", "reason", "detail", "key", "value")
     for offset, letter in pending_letters(settings.kafka):
         if reason not in (None, letter.reason):
@@ -335,7 +330,7 @@ def replay_dead_letters(
     from mindstream.dead_letter_lines import read_mended
     from mindstream.dead_letters import replay_letters
 
-    settings = _settings()
+    settings = start.settings()
     name = "standard input" if mended == Path("-") else str(mended)
     edits = None
     if mended is not None:
@@ -371,7 +366,7 @@ def demo(
     from deploy.guarded_process import ServiceError
     from mindstream.demo import run_demo
 
-    _settings()  # wrong ones are told before anything starts
+    start.settings()  # wrong ones are told before anything starts
     try:
         result = run_demo(
             folder=folder.resolve(),

@@ -15,8 +15,10 @@ from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.milvus_client import close_embedded
 from encoder.release import Release
+from encoder.release_topic import read_releases
 from encoder.settings import Settings
 from mindstream.progress import Waiting
+from mindstream.release_switch import prune, switch
 from training.click_log import ClickLog
 from training.click_reader import click_log_from_topic
 from training.preset import TrainingConfig
@@ -91,6 +93,12 @@ def train_and_publish(log: ClickLog, settings: Settings, work: Path, waiting: Wa
     index = InterestIndex(settings.milvus)
     try:
         publish(release, settings, index, progress=waiting.advance_to)
+        in_use, known = index.release_in_use(), read_releases(settings.kafka)
+        # Readers' first release is one that workers point them at.
+        if in_use is not None and known.announcement(in_use.name) is not None:
+            waiting.start(f"going over to release {release.name}")
+            switch(settings, index, release.name, progress=waiting.show)
+            prune(settings, index, grace_s=settings.releases.grace_s)
     finally:
         index.close()
         close_embedded(settings.milvus.uri)

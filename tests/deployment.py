@@ -116,7 +116,7 @@ class Deployment:
         wait_until_consumed(self.settings, self.partitions, stalled_after_s=DEADLINE_S)
 
     def publish_next(self, *, seed: int) -> None:
-        """Publish another release; new workers serve it, and it is the one to audit."""
+        """Publish another release, which is the one to audit from now on."""
         self.release = self.publish(f"{self.release.name}_{seed}", seed=seed)
 
     def drop_releases(self, *, but: str) -> None:
@@ -155,7 +155,7 @@ class Deployment:
         ]
 
     def publish(self, name: str, *, seed: int) -> Release:
-        """Publish another release; new workers serve it."""
+        """Publish another release; workers keep it up to date beside the others."""
         release = small_release(self.folder, name, seed=seed)
         index = InterestIndex(self.settings.milvus)
         publish(release, self.settings, index)

@@ -15,9 +15,8 @@ from consumers.update_loop import Step
 from consumers.worker import run_worker
 from encoder.click import Click
 from encoder.errors import Misconfigured
-from encoder.interest_index import InterestIndex, ReleaseInUse
+from encoder.interest_index import InterestIndex
 from encoder.kafka_client import admin_client, producer
-from encoder.release_topic import read_releases
 from encoder.topics import check_topics, create_topics
 from encoder.window import Window, to_wire
 from encoder.windows_topic import read_windows
@@ -142,30 +141,6 @@ def test_look_ups_answer_from_the_release_in_use(deployment: Deployment) -> None
         assert client.candidates("nobody").items == ()
         with pytest.raises(UnknownItem, match="item-0"):
             client.audience("item-0")
-
-
-def test_a_new_release_is_filled_before_readers_are_pointed_at_it(
-    deployment: Deployment,
-) -> None:
-    """A worker that starts on it encodes every window it owns, then moves the pointer."""
-    deployment.produce(random_clicks(400))
-    deployment.consume_all()
-    old = deployment.release.name
-    index = InterestIndex(deployment.settings.milvus)
-    assert index.release_in_use() == ReleaseInUse(old, 3)
-    deployment.release = deployment.publish(f"{old}_b", seed=7)
-    assert index.release_in_use() == ReleaseInUse(old, 3)
-    with deployment.worker():
-        wait_until(
-            lambda: index.release_in_use() == ReleaseInUse(f"{old}_b", 3), "the pointer to move"
-        )
-        deployment.produce(random_clicks(50, seed=3))
-        deployment.wait_until_consumed()
-    assert_store_is_the_fold(deployment)
-    log = read_releases(deployment.settings.kafka)
-    assert {release for release, _ in log.filled} == {f"{old}_b"}, "the old one is not kept up"
-    index.drop_release(f"{old}_b")
-    index.close()
 
 
 def test_workers_that_join_and_leave_share_the_work(deployment: Deployment) -> None:

@@ -1,0 +1,97 @@
+"""The releases whose interests a worker keeps up to date, one space of vectors beside the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from consumers.encoding import Encoded, WindowEncoder
+from consumers.packed_window import ItemCodes
+from encoder.errors import Misconfigured
+from encoder.interest_index import InterestIndex
+from encoder.mind_encoder import MindEncoder
+from encoder.release import Release
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One of them, with its encoder."""
+
+    release: Release
+    encoder: WindowEncoder
+
+    @property
+    def name(self) -> str:
+        """The release's name."""
+        return self.release.name
+
+
+class ServedReleases:
+    """All of them; the first is the one that a partition must be filled for before it is served."""
+
+    def __init__(self, index: InterestIndex, codes: ItemCodes, *, threads: int) -> None:
+        """None yet.
+
+        Args:
+            index: the store, which must have a release's collections before it is served.
+            codes: of the items in the windows.
+            threads: of each encoder.
+        """
+        self._index = index
+        self._codes = codes
+        self._threads = threads
+        self._served: list[Served] = []
+
+    def __iter__(self) -> Iterator[Served]:
+        return iter(tuple(self._served))
+
+    def __contains__(self, name: str) -> bool:
+        return any(served.name == name for served in self._served)
+
+    @property
+    def first(self) -> Served:
+        """The one that was added first and not removed."""
+        return self._served[0]
+
+    def load(self, release: Release) -> Served:
+        """Make a release ready to be served. May take long; for any thread.
+
+        Raises:
+            Misconfigured: the store has no collections of it, or its graph cannot be loaded.
+        """
+        if not self._index.has_release(release.name):
+            raise Misconfigured(
+                f"Milvus has no collections of release {release.name}; is MINDSTREAM_MILVUS__URI"
+                " the store that the release was published to?"
+            )
+        self._index.create_release(release.name, release.manifest.width)
+        return Served(release, WindowEncoder(MindEncoder(release, self._threads), self._codes))
+
+    def add(self, served: Served) -> None:
+        """Serve it from now on."""
+        self._served.append(served)
+
+    def get(self, name: str) -> Served:
+        """The one of this name.
+
+        Raises:
+            KeyError: it is not served.
+        """
+        for served in self._served:
+            if served.name == name:
+                return served
+        raise KeyError(name)
+
+    def remove(self, name: str) -> bool:
+        """Serve it no longer; tells whether it was served. The last one stays."""
+        kept = [served for served in self._served if served.name != name]
+        if not kept or len(kept) == len(self._served):
+            return False
+        self._served = kept
+        return True
+
+    def encode(
+        self, user_ids: Sequence[str], packed: Sequence[bytes], before: Sequence[bytes] | None
+    ) -> dict[str, Encoded]:
+        """What `WindowEncoder.encode` says for each of the releases, by name."""
+        return {one.name: one.encoder.encode(user_ids, packed, before) for one in self._served}

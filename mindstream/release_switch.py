@@ -1,0 +1,212 @@
+"""Points readers at another release once it is filled and proven to be, and back again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from encoder.errors import Misconfigured, Unavailable
+from encoder.interest_index import InterestIndex
+from encoder.release import Release, fetch_release, store_beside
+from encoder.release_topic import (
+    ReleaseFollower,
+    ReleaseLog,
+    Use,
+    note_use,
+    read_releases,
+    withdraw,
+)
+from encoder.settings import Settings
+from encoder.topics import check_topics
+from mindstream.certificate import CERTIFICATE_FILE, Certificate, certify
+
+SAMPLE: Final = 1000
+AGREE_WITHIN_S: Final = 60.0
+_POLL_S: Final = 0.2
+_LET_GO_S: Final = 30.0
+
+log = structlog.get_logger()
+
+
+def switch(
+    settings: Settings,
+    index: InterestIndex,
+    name: str,
+    *,
+    sample: int = SAMPLE,
+    progress: Callable[[str, int, int], None] = lambda doing, done, total: None,
+) -> Certificate:
+    """Wait until workers have filled a release, prove it, and point readers at it.
+
+    May be repeated with the same outcome, also after it was killed.
+
+    Args:
+        settings: where everything is, and how long to wait.
+        index: the store.
+        name: of the release; it is announced.
+        sample: users to compare bit for bit.
+        progress: is told what is being done, and how many partitions of how many are filled.
+
+    Returns:
+        The certificate, which is stored beside the release.
+
+    Raises:
+        NotFilled: the store does not hold what it should; readers stay where they are.
+        Unavailable: workers did not fill it in time, or a service does not answer.
+    """
+    partitions = check_topics(settings.kafka)
+    release = announced_release(settings, read_releases(settings.kafka), name)
+    wait_until_filled(settings, name, partitions, progress)
+    certificate = certify(
+        settings,
+        index,
+        release,
+        partitions=partitions,
+        sample=sample,
+        within_s=AGREE_WITHIN_S,
+        progress=lambda doing: progress(doing, partitions, partitions),
+    )
+    announced = read_releases(settings.kafka).announcement(name)
+    if announced is None:
+        raise Misconfigured(f"release {name} was withdrawn meanwhile; announce it again")
+    store_beside(announced.url, CERTIFICATE_FILE, certificate.model_dump_json(indent=2))
+    _point_at(settings, index, name, release.manifest.interests)
+    return certificate
+
+
+def rollback(settings: Settings, index: InterestIndex) -> Use:
+    """Point readers back at the release they read before, which is kept up to date for that.
+
+    Raises:
+        Misconfigured: there is none, or it is no longer kept up to date.
+    """
+    in_use = index.release_in_use()
+    known = read_releases(settings.kafka)
+    before = [one for one in known.used if in_use is None or one.release != in_use.name]
+    kept = [one for one in before if known.announcement(one.release) is not None]
+    if not kept:
+        raise Misconfigured(
+            "there is no release to go back to: none that readers read before is kept"
+            " (MINDSTREAM_RELEASES__GRACE_S says for how long one is)"
+        )
+    to = kept[-1]
+    if not known.is_filled(to.release, check_topics(settings.kafka)):
+        raise Misconfigured(
+            f"release {to.release} is not kept up to date on every partition; are all workers"
+            f" running? `mindstream release use {to.release}` waits until it is"
+        )
+    return _point_at(settings, index, to.release, to.slots)
+
+
+def prune(settings: Settings, index: InterestIndex, *, grace_s: float) -> list[str]:
+    """Withdraw releases that readers left longer ago than the grace time, and drop their rows.
+
+    Releases that no reader has read are kept while they are newer than the one in use: they may be
+    about to be.
+
+    Returns:
+        Their names.
+
+    Raises:
+        Unavailable: Kafka or the store does not answer.
+    """
+    known = read_releases(settings.kafka)
+    in_use = index.release_in_use()
+    if in_use is None or known.announcement(in_use.name) is None:
+        return []
+    names = [one.release for one in known.announced]
+    older = set(names[: names.index(in_use.name)])
+    left_at_ms = {
+        before.release: after.at_ms
+        for before, after in zip(known.used, known.used[1:], strict=False)
+    }
+    until_ms = int((time.time() - grace_s) * 1000)
+    never_used = older - {use.release for use in known.used}
+    due = [
+        name
+        for name in names
+        if name != in_use.name
+        and (name in never_used or left_at_ms.get(name, until_ms) < until_ms)
+        and (name in older or name in left_at_ms)
+    ]
+    for name in due:
+        withdraw(settings.kafka, name)
+    _wait_until_let_go(settings, set(due))
+    for name in due:
+        index.drop_release(name)
+        log.info("release.dropped", release=name)
+    return due
+
+
+def announced_release(settings: Settings, known: ReleaseLog, name: str) -> Release:
+    """Fetch and verify a release by its name.
+
+    Raises:
+        Misconfigured: it is not announced, or damaged.
+    """
+    announcement = known.announcement(name)
+    if announcement is None:
+        names = ", ".join(one.release for one in known.announced) or "none"
+        raise Misconfigured(f"no release {name!r} is announced; announced are: {names}")
+    return fetch_release(announcement.url, Path(settings.releases.cache))
+
+
+def wait_until_filled(
+    settings: Settings,
+    name: str,
+    partitions: int,
+    progress: Callable[[str, int, int], None] = lambda doing, done, total: None,
+) -> None:
+    """Wait until every partition is reported for a release.
+
+    Raises:
+        Unavailable: not within `switch_timeout_s`; names the partitions that are missing.
+    """
+    deadline = time.monotonic() + settings.releases.switch_timeout_s
+    follower = ReleaseFollower(settings.kafka)
+    try:
+        while True:
+            known = follower.poll(_POLL_S)
+            missing = [p for p in range(partitions) if (name, p) not in known.filled]
+            progress("waiting for workers to fill it", partitions - len(missing), partitions)
+            if not missing:
+                return
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"workers have not filled release {name} on partitions {missing} within"
+                    f" MINDSTREAM_RELEASES__SWITCH_TIMEOUT_S"
+                    f" ({settings.releases.switch_timeout_s:g} s); their logs say why. Readers stay"
+                    f" where they are; `mindstream release use {name}` goes on from here"
+                )
+    finally:
+        follower.close()
+
+
+def _wait_until_let_go(settings: Settings, names: set[str]) -> None:
+    """Until no worker keeps these up to date. One that is gone cannot say so: do not wait long."""
+    deadline = time.monotonic() + _LET_GO_S
+    follower = ReleaseFollower(settings.kafka)
+    try:
+        while time.monotonic() < deadline:
+            if not names & {release for release, _ in follower.poll(_POLL_S).filled}:
+                return
+    finally:
+        follower.close()
+    log.warning("release.not_let_go", releases=sorted(names), waited_s=_LET_GO_S)
+
+
+def _point_at(settings: Settings, index: InterestIndex, name: str, slots: int) -> Use:
+    known, before = read_releases(settings.kafka), index.release_in_use()
+    index.use_release(name, slots)
+    now_ms = int(time.time() * 1000)
+    if before is not None and before.name not in {use.release for use in known.used}:
+        # The first one, which a worker pointed readers at.
+        note_use(settings.kafka, Use(release=before.name, slots=before.slots, at_ms=now_ms))
+    use = Use(release=name, slots=slots, at_ms=now_ms)
+    note_use(settings.kafka, use)
+    log.info("release.in_use", release=name, before=before and before.name)
+    return use

@@ -1,0 +1,323 @@
+"""From one release to the next under clicks, on a real broker and a real store."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from structlog.typing import EventDict
+
+from consumers import release_watch
+from consumers.update_loop import Step
+from encoder.errors import Misconfigured, Unavailable
+from encoder.interest_index import InterestIndex, ReleaseInUse
+from encoder.mind_encoder import MindEncoder
+from encoder.release import Release, ReleaseError, read_beside
+from encoder.release_topic import read_releases
+from encoder.settings import Settings
+from lookup import Lookup
+from mindstream.audit import audit_store
+from mindstream.certificate import CERTIFICATE_FILE, Certificate, NotFilled, certify
+from mindstream.release_switch import prune, rollback, switch
+from tests.deployment import Deployment, random_clicks, wait_until
+
+
+@pytest.fixture
+def index(deployment: Deployment) -> Iterator[InterestIndex]:
+    """The deployment's store; collections of later releases go at the end."""
+    found = InterestIndex(deployment.settings.milvus)
+    yield found
+    for one in read_releases(deployment.settings.kafka).announced:
+        if one.release != deployment.release.name:
+            found.drop_release(one.release)
+    found.close()
+
+
+def short(settings: Settings, switch_timeout_s: float) -> Settings:
+    """Settings with which a publisher does not wait long."""
+    releases = settings.releases.model_copy(update={"switch_timeout_s": switch_timeout_s})
+    return settings.model_copy(update={"releases": releases})
+
+
+def has(logs: list[EventDict], event: str) -> bool:
+    """Whether this was logged."""
+    return any(entry["event"] == event for entry in logs)
+
+
+def assert_kept_up_to_date(deployment: Deployment, index: InterestIndex, release: Release) -> None:
+    found = audit_store(deployment.settings, index, MindEncoder(release))
+    assert found.differences == 0, f"{release.name}: {found.report()}"
+    assert found.rows > 0
+
+
+def test_readers_go_over_to_a_release_under_clicks_and_back(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """Both collections are those of a plain fold, before and after; the proof lies beside it."""
+    settings, old = deployment.settings, deployment.release
+    with deployment.worker():
+        deployment.produce(random_clicks(400))
+        deployment.wait_until_consumed()
+        wait_until(lambda: index.release_in_use() == ReleaseInUse(old.name, 3), "a first release")
+        new = deployment.publish(f"{old.name}_b", seed=7)
+        deployment.produce(random_clicks(200, seed=3))
+        certificate = switch(settings, index, new.name)
+        assert index.release_in_use() == ReleaseInUse(new.name, 3)
+        deployment.produce(random_clicks(200, seed=4))
+        deployment.wait_until_consumed()
+        assert_kept_up_to_date(deployment, index, new)
+        assert_kept_up_to_date(deployment, index, old)
+
+        back = rollback(settings, index)
+        assert back.release == old.name
+        assert index.release_in_use() == ReleaseInUse(old.name, 3)
+        again = rollback(settings, index)
+        assert again.release == new.name
+    assert certificate.sampled == certificate.users > 10
+    assert certificate.moving == 0
+    announced = read_releases(settings.kafka).announcement(new.name)
+    assert announced is not None
+    stored = read_beside(announced.url, CERTIFICATE_FILE)
+    assert stored is not None
+    assert Certificate.model_validate_json(stored) == certificate
+    assert json.loads(stored)["files"]["encoder.onnx"] == new.manifest.files["encoder.onnx"].sha256
+
+
+def test_what_was_filled_is_not_filled_again(deployment: Deployment, index: InterestIndex) -> None:
+    """A worker that dies between two partitions leaves the first one to its successor as done."""
+    settings, old = deployment.settings, deployment.release
+    deployment.produce(random_clicks(400))
+    deployment.consume_all()
+    new = deployment.publish(f"{old.name}_b", seed=7)
+
+    def filled() -> set[int]:
+        known = read_releases(settings.kafka).filled
+        return {partition for release, partition in known if release == new.name}
+
+    slow = settings.worker.model_copy(update={"backfill_share": 0.002})
+    hasty, deployment.settings = settings, settings.model_copy(update={"worker": slow})
+    with deployment.worker():
+        wait_until(lambda: bool(filled()), "a first partition")
+    before = filled()
+    assert 0 < len(before) < deployment.partitions
+    deployment.settings = hasty
+    with structlog.testing.capture_logs() as logs, deployment.worker():
+        switch(settings, index, new.name)
+    again = {entry["partition"] for entry in logs if entry["event"] == "release.filled"}
+    assert again == set(range(deployment.partitions)) - before
+    assert_kept_up_to_date(deployment, index, new)
+
+
+def test_a_partition_that_moves_while_it_is_filled_is_filled_by_its_next_owner(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """The second worker takes partitions over that the first was at; all end up filled."""
+    settings = deployment.settings
+    deployment.produce(random_clicks(600))
+    deployment.consume_all()
+    slow = settings.worker.model_copy(update={"backfill_share": 0.01})
+    deployment.settings = settings.model_copy(update={"worker": slow})
+    new = deployment.publish(f"{deployment.release.name}_b", seed=7)
+    first = deployment.worker_process(instance="one")
+    wait_until(lambda: "partitions.taken" in deployment.worker_log(), "the first worker")
+    second = deployment.worker_process(instance="two")
+    try:
+        deployment.produce(random_clicks(200, seed=2))
+        switch(settings, index, new.name)
+        deployment.wait_until_consumed()
+    finally:
+        for process in (first, second):
+            process.terminate()
+        codes = [process.wait(60) for process in (first, second)]
+    assert codes == [0, 0], deployment.worker_log()
+    assert_kept_up_to_date(deployment, index, new)
+    assert_kept_up_to_date(deployment, index, deployment.release)
+
+
+def test_a_worker_that_crashes_while_it_fills_leaves_nothing_wrong(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """Rows of clicks that it did not commit are put right in the release that joins, too."""
+    settings = deployment.settings
+    deployment.produce(random_clicks(300))
+    deployment.consume_all()
+    new = deployment.publish(f"{deployment.release.name}_b", seed=7)
+    steps: list[Step] = []
+
+    def crash(step: Step) -> None:
+        steps.append(step)
+        if steps.count("written") == 3:
+            raise RuntimeError("crash")
+
+    deployment.produce(random_clicks(300, seed=5))
+    with pytest.raises(RuntimeError, match="crash"), deployment.worker(crash):
+        wait_until(lambda: steps.count("written") >= 3, "a crash")
+    with deployment.worker():
+        switch(settings, index, new.name)
+        deployment.wait_until_consumed()
+    assert_kept_up_to_date(deployment, index, new)
+    assert_kept_up_to_date(deployment, index, deployment.release)
+
+
+def test_a_damaged_release_is_not_served_until_it_is_mended(
+    deployment: Deployment, index: InterestIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers say which file and serve on; so does the publisher; readers stay where they are."""
+    monkeypatch.setattr(release_watch, "_RETRY_AFTER_S", 1.0)
+    settings, old = deployment.settings, deployment.release
+    deployment.produce(random_clicks(100))
+    deployment.consume_all()
+    with structlog.testing.capture_logs() as logs, deployment.worker():
+        wait_until(lambda: has(logs, "partitions.taken"), "a worker")
+        new = deployment.publish(f"{old.name}_b", seed=7)
+        graph = deployment.folder / "releases" / new.name / "encoder.onnx"
+        whole = graph.read_bytes()
+        graph.write_bytes(whole[:-1] + b"\0")
+        with pytest.raises(ReleaseError, match=r"encoder\.onnx"):
+            switch(settings, index, new.name)
+        assert index.release_in_use() == ReleaseInUse(old.name, 3)
+        deployment.produce(random_clicks(100, seed=1))
+        deployment.wait_until_consumed()
+        graph.write_bytes(whole)
+        switch(settings, index, new.name)
+    assert index.release_in_use() == ReleaseInUse(new.name, 3)
+    assert_kept_up_to_date(deployment, index, old)
+    assert_kept_up_to_date(deployment, index, new)
+
+
+def test_a_worker_that_cannot_serve_a_release_says_which_file(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """It starts on the release in use all the same, and takes back its reports of the other."""
+    settings, old = deployment.settings, deployment.release
+    deployment.produce(random_clicks(100))
+    new = deployment.publish(f"{old.name}_b", seed=7)
+    with deployment.worker():
+        switch(settings, index, old.name)
+        switch(settings, index, new.name)
+        rollback(settings, index)
+    (deployment.folder / "releases" / new.name / "items.npy").unlink()
+    with structlog.testing.capture_logs() as logs, deployment.worker():
+        wait_until(lambda: has(logs, "partitions.taken"), "a worker")
+        with pytest.raises(Misconfigured, match=r"items\.npy"):
+            switch(settings, index, new.name)
+    (refused, *_) = (entry for entry in logs if entry["event"] == "release.not_loaded")
+    assert "items.npy" in refused["error"]
+    assert {release for release, _ in read_releases(settings.kafka).filled} == {old.name}
+
+
+def test_a_publisher_does_not_wait_for_ever(deployment: Deployment, index: InterestIndex) -> None:
+    """Without workers nothing is filled: it names the partitions, and what to do later."""
+    settings = short(deployment.settings, 1.0)
+    with pytest.raises(Unavailable, match=r"on partitions \[0, 1, 2, 3\] within") as raised:
+        switch(settings, index, deployment.release.name)
+    assert f"mindstream release use {deployment.release.name}" in str(raised.value)
+
+
+def test_readers_stay_where_a_row_is_missing_or_another(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """A user whose rows are not those of the window is found and named."""
+    settings, release = deployment.settings, deployment.release
+    deployment.produce(random_clicks(300))
+    deployment.consume_all()
+
+    def proof(within_s: float = 1.0) -> Certificate:
+        return certify(
+            settings,
+            index,
+            release,
+            partitions=deployment.partitions,
+            sample=1000,
+            within_s=within_s,
+        )
+
+    first, second = proof(), proof()
+    assert first.rows_sha256 == second.rows_sha256
+    assert first.rows == first.rows_expected
+    index.forget(["user-3"], [release.name], budget_s=10)
+    with pytest.raises(NotFilled, match=r"1 users drawn differ, such as 'user-3'"):
+        proof()
+
+
+def test_what_readers_left_is_dropped_after_the_grace_time(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """Not before; workers let go of it first and serve on; there is no way back then."""
+    settings, old = deployment.settings, deployment.release
+    with deployment.worker():
+        deployment.produce(random_clicks(200))
+        deployment.wait_until_consumed()
+        wait_until(lambda: index.release_in_use() == ReleaseInUse(old.name, 3), "a first release")
+        new = deployment.publish(f"{old.name}_b", seed=7)
+        switch(settings, index, new.name)
+        assert prune(settings, index, grace_s=3600) == []
+        with Lookup(settings.milvus, consistency="Strong") as client:
+            assert client.interests("user-1").release == new.name
+            assert prune(settings, index, grace_s=0) == [old.name]
+        assert not index.has_release(old.name)
+        deployment.produce(random_clicks(100, seed=9))
+        deployment.wait_until_consumed()
+        with pytest.raises(Misconfigured, match="no release to go back to"):
+            rollback(settings, index)
+    assert read_releases(settings.kafka).filled == {
+        (new.name, partition) for partition in range(deployment.partitions)
+    }
+    assert_kept_up_to_date(deployment, index, new)
+
+
+def test_a_reader_whose_release_was_dropped_reads_the_pointer_again(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """It remembers the release in use for a moment, and the collections may be gone by then."""
+    settings, old = deployment.settings, deployment.release
+    deployment.produce(random_clicks(200))
+    with deployment.worker():
+        deployment.wait_until_consumed()
+        new = deployment.publish(f"{old.name}_b", seed=7)
+        with Lookup(settings.milvus, consistency="Strong") as client:
+            assert client.interests("user-1").release == old.name
+            switch(settings, index, new.name)
+            index.drop_release(old.name)
+            client._in_use_read_at += 3600.0  # as if it had been read this instant
+            assert client.interests("user-1").release == new.name
+            client._in_use = ReleaseInUse(old.name, 3)
+            client._in_use_read_at += 3600.0
+            found = client.candidates("user-1", limit=5)
+            assert (found.release, len(found.items)) == (new.name, 5)
+            client._in_use = ReleaseInUse(old.name, 3)
+            client._in_use_read_at += 3600.0
+            assert client.audience("item-1", limit=2).release == new.name
+
+
+def test_two_releases_announced_in_a_row_both_come_up(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """Each is filled; readers go where each publisher points them, the last one last."""
+    settings, old = deployment.settings, deployment.release
+    deployment.produce(random_clicks(200))
+    with deployment.worker():
+        deployment.wait_until_consumed()
+        names = [deployment.publish(f"{old.name}_{n}", seed=n).name for n in (7, 8)]
+        done: list[str] = []
+
+        def go(name: str) -> None:
+            store = InterestIndex(settings.milvus)
+            switch(settings, store, name)
+            store.close()
+            done.append(name)
+
+        threads = [threading.Thread(target=go, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert sorted(done) == names
+        in_use = index.release_in_use()
+        assert in_use is not None
+        assert in_use.name in names
+        log = read_releases(settings.kafka)
+        assert {release for release, _ in log.filled} == {old.name, *names}
