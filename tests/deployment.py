@@ -28,6 +28,7 @@ from encoder.topics import create_topics
 from mindstream.audit import Audit, audit_store
 from mindstream.environment import environment_of
 from mindstream.group import wait_until_consumed
+from mindstream.release_switch import wait_until_filled
 from tests.processes import eventually
 from tests.small_release import make_small_release
 from training.publication import publish
@@ -112,8 +113,9 @@ class Deployment:
         return (self.folder / "worker.log").read_text()
 
     def wait_until_consumed(self) -> None:
-        """Until every record now on the topic is committed."""
+        """Until every record now on the topic is committed, and the release filled."""
         wait_until_consumed(self.settings, self.partitions, stalled_after_s=DEADLINE_S)
+        wait_until_filled(self.settings, self.release.name, self.partitions)
 
     def publish_next(self, *, seed: int) -> None:
         """Publish another release, which is the one to audit from now on."""

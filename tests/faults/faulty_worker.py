@@ -70,7 +70,6 @@ def _with_points(fate: Fate) -> None:
     around(MilvusStore, "upsert", after="upserted")
     around(KafkaProducer, "send_offsets_to_transaction", before="sent", after="offsets")
     around(Takeover, "_restore", after="restored")
-    around(Takeover, "_fill", after="filled")
     around(ClickTopic, "close", before="leaving")
     until_done = MilvusStore._until_done
 
@@ -92,12 +91,21 @@ def _with_points(fate: Fate) -> None:
     restore = ClickTopic.restore
 
     def restoring(*args: Any) -> Iterator[Any]:
-        for records in restore(*args):
-            for _ in records:
-                fate.reach("restoring")
-            yield records
+        for gathered in restore(*args):
+            for part in gathered:
+                for _ in part.user_ids:
+                    fate.reach("restoring")
+            yield gathered
 
     ClickTopic.restore = restoring  # type: ignore[method-assign]
+    report_filled = ClickTopic.report_filled
+
+    def filled(topic: ClickTopic, release: str, offsets: dict[int, int]) -> None:
+        if offsets:
+            fate.reach("filled")
+        report_filled(topic, release, offsets)
+
+    ClickTopic.report_filled = filled  # type: ignore[method-assign]
 
 
 def main() -> None:
