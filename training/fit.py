@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from training.item_fields import ItemFields
 from training.item_graph import ItemGraph
 from training.loss import NegativeSampler, full_softmax, log_uniform, popularity, sampled_softmax
 from training.model import Mind, attend, slot_counts
@@ -40,7 +41,9 @@ class Progress:
 ProgressCallback = Callable[[Progress], None]
 
 
-def build_model(sequences: Sequences, items: int, config: TrainingConfig) -> Mind:
+def build_model(
+    sequences: Sequences, items: int, config: TrainingConfig, fields: ItemFields | None = None
+) -> Mind:
     """An untrained model for so many items; its graph is of the sequences to train on."""
     graph = None
     if config.smoothing:
@@ -57,6 +60,7 @@ def build_model(sequences: Sequences, items: int, config: TrainingConfig) -> Min
         fade=config.fade,
         graph=graph,
         smoothing=config.smoothing,
+        fields=fields,
         seed=config.seed,
     )
 
@@ -112,10 +116,12 @@ def _loss(
     noise: torch.Generator,
     config: TrainingConfig,
 ) -> Tensor:
-    kept = None
+    kept = linked = None
     if config.item_dropout:
         kept = torch.rand(len(model.table), 1, generator=noise) >= config.item_dropout
-    table = model.item_table(kept)  # (N+1, D)
+        if model.fields is not None and config.unlinked:
+            linked = kept | (torch.rand(kept.shape, generator=noise) >= config.unlinked)
+    table = model.item_table(kept, linked)  # (N+1, D)
     rows = torch.from_numpy(batch.rows)  # (B, L)
     targets = torch.from_numpy(batch.targets)  # (B, T)
     mask = rows > 0

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from encoder.item_fields import ItemFieldVectors
+from training.item_fields import FieldSums, ItemFields
 from training.item_graph import ItemGraph
 
 # Stands for "never" among logits. Not -inf: a user without clicks has no slot at all, and the
@@ -140,7 +142,11 @@ class Mind(nn.Module):
         fade: a click counts e^-fade for every click after it; 0 if all count alike.
         graph: which items are clicked close to each other.
         smoothing: weight of an item's neighbours in its vector, over that of its own.
+        fields: what is known of the N items beside their clicks.
         seed: of the weights and of the directions that seed served routing.
+
+    Raises:
+        ValueError: the fields are of another number of items.
     """
 
     directions: Tensor
@@ -157,9 +163,12 @@ class Mind(nn.Module):
         fade: float = 0.0,
         graph: ItemGraph | None = None,
         smoothing: float = 0.0,
+        fields: ItemFields | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if fields is not None and len(fields) != items:
+            raise ValueError(f"fields are of {len(fields)} items, but the table has {items}")
         generator = torch.Generator().manual_seed(seed)
         self.interests = interests
         self.iterations = iterations
@@ -183,21 +192,62 @@ class Mind(nn.Module):
                 nn.init.zeros_(layer.bias)
             self.layers = nn.Sequential(into, nn.ReLU(), out)
         self.register_buffer("directions", torch.randn(width, interests, generator=generator))
+        # Drawn last, so that a model without them has the same bits as ever.
+        self.fields = None if fields is None else FieldSums(fields)
+        self.field_table: nn.Parameter | None = None
+        if fields is not None:
+            values = torch.randn(fields.values, width, generator=generator) * scale
+            self.field_table = nn.Parameter(values)
 
-    def item_table(self, kept: Tensor | None = None) -> Tensor:
+    def item_table(self, kept: Tensor | None = None, linked: Tensor | None = None) -> Tensor:
         """Item vectors as compared and served: float32 (N+1, D), row 0 zeros.
 
         With a graph, an item's vector leans on those of its neighbours (a round of LightGCN, He et
         al., SIGIR 2020), so that an item clicked twice has a place that many clicks decided.
 
+        With fields, its own vector is the average of its id's and its fields', and a field's that
+        of the item's values: the paper's embedding and pooling layer.
+
         Args:
-            kept: bool (N+1, 1), False for items that have nothing but their neighbours; None for
-                all as they are.
+            kept: bool (N+1, 1), False for items without an id of their own, which have nothing but
+                their fields and their neighbours; None for all as they are.
+            linked: bool (N+1, 1), False for items without neighbours; None for all as they are.
         """
         table: Tensor = self.table if kept is None else self.table * kept
+        if self.fields is not None and self.field_table is not None:
+            ids = 1 if kept is None else kept.to(table.dtype)
+            parts = (self.fields.present + ids).clamp(min=1)  # (N+1, 1)
+            table = (table + self.fields.of(self.field_table)) / parts
         if self.graph is not None:
-            table = table + self.smoothing * self.graph.neighbours(table)
+            neighbours = self.smoothing * self.graph.neighbours(table)
+            table = table + (neighbours if linked is None else neighbours * linked)
         return unit(table) if self.cosine else table
+
+    def vectors_from_fields(self, items: ItemFields) -> Tensor:
+        """Vectors of items that were not trained on: the average of their fields', without an id.
+
+        Args:
+            items: M items, with the fields that the model was trained with.
+
+        Returns:
+            float32 (M, D), zero for items of which nothing is known; of length 1 otherwise, if the
+            model compares cosines.
+
+        Raises:
+            ValueError: the model was trained without fields, or with others.
+        """
+        if self.fields is None or self.field_table is None or self.fields.fields != items.fields:
+            raise ValueError("these are not the fields that the model was trained with")
+        sums = FieldSums(items)
+        vectors = (sums.of(self.field_table) / sums.present.clamp(min=1))[1:]
+        return unit(vectors) if self.cosine else vectors
+
+    def field_vectors(self) -> ItemFieldVectors | None:
+        """What serving needs to do the same without torch; None for a model without fields."""
+        if self.fields is None or self.field_table is None:
+            return None
+        vectors = self.field_table.detach().numpy().copy()
+        return ItemFieldVectors(self.fields.fields, vectors, self.cosine)
 
     def gates(self, mask: Tensor) -> Tensor | None:
         """How much each click counts, falling exponentially with the clicks after it: (B, L)."""

@@ -34,7 +34,10 @@ class TrainingConfig:
         smoothing: weight of an item's neighbours in its vector, over that of its own; 0 for none.
         graph_reach: items are neighbours when clicked this close to each other.
         neighbours: an edge is kept if it is among the so many heaviest of either item.
-        item_dropout: share of items that have only their neighbours' vectors, drawn anew each step.
+        item_dropout: share of items without their id's vector, drawn anew each step: they have only
+            their fields' and their neighbours'.
+        unlinked: share of those that have no neighbours either, as an item that is new; of models
+            with item fields only.
         epochs: passes over all positions; a fraction stops within the pass.
         examples: most examples in all; on a long log there are fewer passes.
         batch_size: examples per step.
@@ -67,6 +70,7 @@ class TrainingConfig:
     graph_reach: int = 3
     neighbours: int = 64
     item_dropout: float = 0.2
+    unlinked: float = 1.0
     epochs: float = 8.0
     examples: int = 1_500_000
     batch_size: int = 512
@@ -95,6 +99,7 @@ class TrainingConfig:
                 ("graph_reach", "at least 1", self.graph_reach >= 1),
                 ("neighbours", "at least 1", self.neighbours >= 1),
                 ("item_dropout", "from 0 to below 1", 0 <= self.item_dropout < 1),
+                ("unlinked", "from 0 to 1", 0 <= self.unlinked <= 1),
                 ("epochs", "positive", self.epochs > 0),
                 ("examples", "at least 1", self.examples >= 1),
                 ("batch_size", "at least 1", self.batch_size >= 1),

@@ -13,6 +13,7 @@ import numpy as np
 from training.evaluation import HeldOut, evaluate
 from training.fit import Progress, ProgressCallback, build_model, fit
 from training.inference import encode_windows, item_vectors
+from training.item_fields import ItemFields
 from training.model import Mind
 from training.preset import TrainingConfig
 from training.sequences import Sequences
@@ -29,6 +30,7 @@ def trained_model(
     items: int,
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
+    fields: ItemFields | None = None,
 ) -> tuple[Mind, TrainingConfig]:
     """Train a model, after trying out `config.fades` if there are any.
 
@@ -37,12 +39,13 @@ def trained_model(
         items: N.
         config: how.
         progress: told about every step.
+        fields: what is known of the items beside their clicks.
 
     Returns:
         The model, and the config with the `fade` that it was trained with.
     """
-    config = chosen(sequences, items, config, progress)
-    model = build_model(sequences, items, config)
+    config = chosen(sequences, items, config, progress, fields)
+    model = build_model(sequences, items, config, fields)
     fit(model, sequences, config, progress)
     return model, config
 
@@ -52,6 +55,7 @@ def chosen(
     items: int,
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
+    fields: ItemFields | None = None,
 ) -> TrainingConfig:
     """The config with the fade that recommends best to users held out.
 
@@ -78,13 +82,19 @@ def chosen(
     for number, trial in enumerate(trials):
         if progress is not None:
             progress(Progress("choosing", number, len(trials)))
-        scores.append(_recall(learned, items, trial, held_out))
+        scores.append(_recall(learned, items, trial, held_out, fields))
     best = trials[int(np.argmax(scores))]
     return dataclasses.replace(config, fade=best.fade, fades=())
 
 
-def _recall(learned: Sequences, items: int, config: TrainingConfig, held_out: HeldOut) -> float:
-    model = build_model(learned, items, config)
+def _recall(
+    learned: Sequences,
+    items: int,
+    config: TrainingConfig,
+    held_out: HeldOut,
+    fields: ItemFields | None,
+) -> float:
+    model = build_model(learned, items, config, fields)
     fit(model, learned, config)
     table = item_vectors(model)
     found = evaluate(lambda rows: encode_windows(model, table, rows, config), table, held_out)
