@@ -119,7 +119,9 @@ def trained(data: Benchmark, config: TrainingConfig) -> Search:
     table = item_vectors(model)
 
     def found(held_out: HeldOut) -> tuple[npt.NDArray[np.int64], float | None]:
-        interests, counts = encode_windows(model, table, held_out.windows, config)
+        interests, counts = encode_windows(
+            model, table, held_out.windows, config, held_out.profiles
+        )
         return search(interests, counts, table, max(CUTS)), mean_cosine(interests, counts)
 
     return found

@@ -17,6 +17,7 @@ class TrainingConfig:
         width: D.
         routing_iterations: rounds of routing.
         cosine: compare unit vectors; otherwise raw inner products.
+        average: one interest, the average of the window, in place of routing.
         hidden: width of the ReLU layer after the capsules; 0 for none.
         attention_power: p of label-aware attention; infinity for the likeliest interest alone.
         temperature: similarities are divided by it in the softmax.
@@ -36,8 +37,8 @@ class TrainingConfig:
         neighbours: an edge is kept if it is among the so many heaviest of either item.
         item_dropout: share of items without their id's vector, drawn anew each step: they have only
             their fields' and their neighbours'.
-        unlinked: share of those that have no neighbours either, as an item that is new; of models
-            with item fields only.
+        unlinked: share of those that have no neighbours either, as an item that is new; of items
+            with fields only.
         epochs: passes over all positions; a fraction stops within the pass.
         examples: most examples in all; on a long log there are fewer passes.
         batch_size: examples per step.
@@ -54,6 +55,7 @@ class TrainingConfig:
     width: int = 128
     routing_iterations: int = 3
     cosine: bool = True
+    average: bool = False
     hidden: int = 0
     attention_power: float = math.inf
     temperature: float = 0.1
@@ -88,6 +90,7 @@ class TrainingConfig:
                 ("interests", "at least 1", self.interests >= 1),
                 ("width", "at least 2", self.width >= 2),
                 ("routing_iterations", "at least 1", self.routing_iterations >= 1),
+                ("interests", "1 for an average", self.interests == 1 or not self.average),
                 ("temperature", "positive", self.temperature > 0),
                 ("sampler", f"one of {', '.join(SAMPLERS)}", self.sampler in SAMPLERS),
                 ("negatives", "at least 1", self.negatives >= 1),
@@ -123,9 +126,21 @@ class TrainingConfig:
 
 SAMPLERS: Final = ("log_uniform", "popularity", "uniform")
 
-# As published: raw inner products, a ReLU layer after the capsules, the next click as the one
-# target, hard label-aware attention (the paper finds that the larger p the better), all clicks
-# alike.
+# As published: raw inner products; capsules, with the profile where there is one, through a ReLU
+# layer; the next click as the one target; hard label-aware attention, p → ∞ (the larger p, the
+# better and faster the paper found it to be); three rounds of routing from logits of standard
+# deviation 1; as many interests as log2 of the clicks; sampled softmax with the correction that
+# TensorFlow's makes; all clicks alike. Item and profile fields come with the data: see
+# `ItemFields` and `Sequences.profiles`.
+#
+# Where the paper leaves it open, or this departs from it:
+# - It has "several ReLU layers", and does not say how many, how wide, or what comes last. Here it
+#   is one of 256 and a linear layer down to D: a ReLU at the end would keep interests to positive
+#   coordinates, where items are not kept.
+# - p of a negative product: see `attend`. Irrelevant to p → ∞.
+# - It is served with logits that the item seeds, not with random ones: see `Mind.served_logits`.
+# - Gradients pass through the last round of routing only: see `route`.
+# - Width, negatives, epochs and learning rate are ours, chosen for data of this size.
 _PAPER: Final = TrainingConfig(
     name="paper",
     cosine=False,
@@ -144,6 +159,7 @@ PRESETS: Final = {
     "default": TrainingConfig(),
     "paper": _PAPER,
     # One vector per user, the average of the window through a ReLU layer: the candidate generator
-    # of Covington et al., "Deep neural networks for YouTube recommendations", RecSys 2016.
-    "youtube-dnn": dataclasses.replace(_PAPER, name="youtube-dnn", interests=1),
+    # of Covington et al., "Deep neural networks for YouTube recommendations", RecSys 2016, from the
+    # clicks alone.
+    "youtube-dnn": dataclasses.replace(_PAPER, name="youtube-dnn", interests=1, average=True),
 }

@@ -97,7 +97,10 @@ def _recall(
     model = build_model(learned, items, config, fields)
     fit(model, learned, config)
     table = item_vectors(model)
-    found = evaluate(lambda rows: encode_windows(model, table, rows, config), table, held_out)
+    profiles = held_out.profiles
+    found = evaluate(
+        lambda rows: encode_windows(model, table, rows, config, profiles), table, held_out
+    )
     return sum(found[name] for name in _MEASURES)
 
 
@@ -120,7 +123,16 @@ def split_users(sequences: Sequences, window_length: int, seed: int) -> tuple[Se
         kept[begin:end] = False
     others = np.delete(lengths, held)
     starts = np.concatenate([[0], np.cumsum(others)]).astype(np.int64)
+    profiles = sequences.profiles
     return (
-        Sequences(sequences.rows[kept], starts),
-        HeldOut(windows[real], [rows for rows, fine in zip(targets, real, strict=True) if fine]),
+        Sequences(
+            sequences.rows[kept],
+            starts,
+            None if profiles is None else np.delete(profiles, held, axis=0),
+        ),
+        HeldOut(
+            windows[real],
+            [rows for rows, fine in zip(targets, real, strict=True) if fine],
+            None if profiles is None else profiles[held[real]],
+        ),
     )
