@@ -163,3 +163,14 @@ PRESETS: Final = {
     # clicks alone.
     "youtube-dnn": dataclasses.replace(_PAPER, name="youtube-dnn", interests=1, average=True),
 }
+
+# Not a preset that a release can be trained with: what `training.max_mf` reads of it.
+MAX_MF: Final = TrainingConfig(
+    name="maxmf",
+    width=64,
+    negatives=512,
+    epochs=20.0,
+    examples=3_000_000,
+    batch_size=1024,
+    learning_rate=3e-3,
+)
