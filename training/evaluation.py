@@ -24,10 +24,12 @@ class HeldOut:
         windows: int64 (U, L), rows before it, oldest first, padded at the end with 0.
         targets: U sets of rows clicked after it; items unknown to the table are negative numbers,
             so that they count and are never found.
+        profiles: int64 (U, P), the users' codes as in `Sequences`; None where there are none.
     """
 
     windows: npt.NDArray[np.int64]
     targets: list[frozenset[int]]
+    profiles: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def split(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from training.item_fields import ItemFields
 from training.item_graph import ItemGraph
 from training.loss import NegativeSampler, full_softmax, log_uniform, popularity, sampled_softmax
 from training.model import Mind, attend, slot_counts
@@ -40,8 +41,19 @@ class Progress:
 ProgressCallback = Callable[[Progress], None]
 
 
-def build_model(sequences: Sequences, items: int, config: TrainingConfig) -> Mind:
-    """An untrained model for so many items; its graph is of the sequences to train on."""
+def build_model(
+    sequences: Sequences, items: int, config: TrainingConfig, fields: ItemFields | None = None
+) -> Mind:
+    """An untrained model for so many items; its graph is of the sequences to train on.
+
+    It has a profile if the sequences have.
+
+    Raises:
+        ValueError: there is a profile, and `config.hidden` is 0.
+    """
+    profile: tuple[int, ...] = ()
+    if sequences.profiles is not None:
+        profile = tuple((sequences.profiles.max(axis=0, initial=0) + 1).tolist())
     graph = None
     if config.smoothing:
         graph = ItemGraph.of_clicks(
@@ -53,10 +65,13 @@ def build_model(sequences: Sequences, items: int, config: TrainingConfig) -> Min
         interests=config.interests,
         iterations=config.routing_iterations,
         cosine=config.cosine,
+        average=config.average,
         hidden=config.hidden,
         fade=config.fade,
         graph=graph,
         smoothing=config.smoothing,
+        fields=fields,
+        profile=profile,
         seed=config.seed,
     )
 
@@ -112,10 +127,14 @@ def _loss(
     noise: torch.Generator,
     config: TrainingConfig,
 ) -> Tensor:
-    kept = None
+    kept = linked = None
     if config.item_dropout:
         kept = torch.rand(len(model.table), 1, generator=noise) >= config.item_dropout
-    table = model.item_table(kept)  # (N+1, D)
+        if model.fields is not None and config.unlinked:
+            # An item without fields would have nothing at all.
+            linked = kept | (model.fields.present == 0)
+            linked |= torch.rand(kept.shape, generator=noise) >= config.unlinked
+    table = model.item_table(kept, linked)  # (N+1, D)
     rows = torch.from_numpy(batch.rows)  # (B, L)
     targets = torch.from_numpy(batch.targets)  # (B, T)
     mask = rows > 0
@@ -123,7 +142,8 @@ def _loss(
     logits = torch.empty(*rows.shape, config.interests).normal_(
         0, config.routing_noise, generator=noise
     )
-    interests, _ = model.encode(vectors, mask, logits)  # (B, K, D)
+    profiles = None if batch.profiles is None else torch.from_numpy(batch.profiles)  # (B, P)
+    interests, _ = model.encode(vectors, mask, logits, profiles)  # (B, K, D)
     counts = slot_counts(mask.sum(dim=1), config.interests)
     slots = torch.arange(config.interests) < counts.unsqueeze(1)  # (B, K)
     scale = 1 / config.temperature

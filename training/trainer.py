@@ -1,5 +1,7 @@
 """From clicks to a release folder: hold out, train, evaluate, export, write."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -17,10 +19,29 @@ from training.evaluation import HeldOut, evaluate, evaluate_popularity
 from training.export import check_graph, checked_windows, export_graph
 from training.fit import Progress, ProgressCallback, torch_threads
 from training.inference import encode_windows, item_vectors
+from training.item_fields import Item, ItemFields, Kind, learn_fields
 from training.model import Mind
 from training.preset import TrainingConfig
 from training.recency import trained_model
 from training.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What is known of items beside their clicks.
+
+    Attributes:
+        kinds: name of each field to its kind, see `encoder.item_fields.ItemField`.
+        items: item id to its fields' values; items and fields may be missing.
+    """
+
+    kinds: Mapping[str, Kind]
+    items: Mapping[str, Item]
+
+    def fields(self, item_ids: list[str]) -> ItemFields:
+        """The fields of the items that are trained on, in the order of the item table."""
+        items = [self.items.get(item, {}) for item in item_ids]
+        return ItemFields.of(learn_fields(self.kinds, items), items)
 
 
 def train_release(
@@ -32,6 +53,7 @@ def train_release(
     progress: ProgressCallback | None = None,
     release: str | None = None,
     parent: str | None = None,
+    catalogue: Catalogue | None = None,
 ) -> Release:
     """Train on all but the newest clicks, measure on those, and write a release.
 
@@ -43,6 +65,7 @@ def train_release(
         progress: told about every step.
         release: its name; after `created_at` if None.
         parent: the release in use, for the lineage.
+        catalogue: the items' fields, with which the release can place items to come.
 
     Returns:
         The release. Its metrics hold the measures on held-out clicks, the same for popularity
@@ -52,6 +75,7 @@ def train_release(
         ClickLogError: there is nothing to learn from.
         ReleaseError: the folder exists or the name is not valid.
         ExportError: the exported graph disagrees with the model.
+        ValueError: a value in the catalogue is not of its field's kind; names the field.
     """
     config = config or TrainingConfig()
     tell = progress or (lambda _: None)
@@ -66,7 +90,8 @@ def train_release(
             "on a longer time"
         )
 
-    model, config = trained_model(sequences, len(item_ids), config, progress)
+    fields = None if catalogue is None else catalogue.fields(item_ids)
+    model, config = trained_model(sequences, len(item_ids), config, progress, fields)
 
     tell(Progress("evaluating", 0, 1))
     held_out = HeldOut.split(past, future, item_ids, config.window_length)
@@ -100,6 +125,7 @@ def train_release(
             hyper_parameters=config.hyper_parameters(),
         ),
         metrics=metrics,
+        item_fields=model.field_vectors(),
         parent=parent,
     )
     tell(Progress("exporting", 1, 1))

@@ -16,7 +16,7 @@ from training.fit import Progress
 from training.preset import PRESETS, TrainingConfig
 from training.recency import trained_model
 from training.sequences import Sequences
-from training.trainer import hold_out, train_release, vocabulary
+from training.trainer import Catalogue, hold_out, train_release, vocabulary
 
 NOW = datetime(2026, 11, 24, 11, 30, tzinfo=UTC)
 CONFIG = TrainingConfig(
@@ -128,6 +128,20 @@ def test_progress_is_told_step_by_step(release: Release, progress: list[Progress
         assert done[-1][0] == done[-1][1]
     losses = [step.loss for step in progress if step.loss is not None]
     assert losses[-1] < losses[0]
+
+
+def test_a_release_places_items_to_come(planted: ClickLog, tmp_path: Path) -> None:
+    """From a catalogue that names tastes: a new item lies among the items of its own."""
+    items = {item: {"taste": str(group_of(item))} for item in planted.item_ids}
+    catalogue = Catalogue({"taste": "value"}, items)
+    config = dataclasses.replace(CONFIG, fades=(), epochs=1.0)
+    release = train_release(
+        planted, tmp_path / "r", created_at=NOW, config=config, catalogue=catalogue
+    )
+    assert release.item_fields is not None
+    for group in range(GROUPS):
+        nearest = int(np.argmax(release.items @ release.item_fields.vector({"taste": str(group)})))
+        assert group_of(release.item_ids[nearest - 1]) == group
 
 
 @pytest.mark.parametrize("base", sorted(PRESETS))
