@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
+from encoder.click_history import click_ends
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.milvus_client import close_embedded
 from encoder.release import Release
 from encoder.settings import Settings
 from mindstream.progress import Waiting
+from training.checkpoint import CheckpointError, Checkpoints
 from training.click_log import ClickLog
 from training.click_reader import click_log_from_topic
+from training.fit import Progress, ProgressCallback
 from training.preset import TrainingConfig
 from training.publication import publish
 from training.trainer import train_release
 
+_GONE_ON_WITHIN_S: Final = 86_400  # a training of older clicks is not worth its end
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -49,26 +55,92 @@ def run_training(
 ) -> Release:
     """Read clicks, from a Parquet file or else from the topic; train and publish.
 
+    Started again after it was killed, it goes on where it was. A checkpoint of other clicks or
+    another config is moved aside, which is told, and training starts anew.
+
     Raises:
         ClickLogError: the clicks cannot be read, or are too few.
         Unavailable: Kafka or Milvus does not answer.
     """
+    checkpoints = Checkpoints(
+        Path(settings.releases.cache) / "checkpoint", settings.trainer.checkpoint_every_s
+    )
     with Waiting(console) as waiting:
-        waiting.start(f"reading clicks from {parquet or settings.kafka.clicks_topic}")
-        if parquet is not None:
-            log = ClickLog.from_parquet(parquet, since_ms=since_ms)
-        else:
-            log = click_log_from_topic(
-                settings,
-                since_ms=since_ms,
-                progress=lambda clicks: waiting.describe(f"{clicks:,} clicks"),
-            )
-        work = Path(settings.releases.cache) / "training"
-        return train_and_publish(log, settings, work, waiting)
+        try:
+            return _run(settings, parquet, since_ms, checkpoints, waiting)
+        except CheckpointError as error:
+            aside = set_aside(checkpoints.folder)
+            waiting.tell(f"training from the start, with the checkpoint moved to {aside}: {error}")
+            return _run(settings, parquet, since_ms, checkpoints, waiting)
 
 
-def train_and_publish(log: ClickLog, settings: Settings, work: Path, waiting: Waiting) -> Release:
-    """Train on a log and publish the release; `work` is a folder to write it in first."""
+def _run(
+    settings: Settings,
+    parquet: Path | None,
+    since_ms: int | None,
+    checkpoints: Checkpoints,
+    waiting: Waiting,
+) -> Release:
+    waiting.start(f"reading clicks from {parquet or settings.kafka.clicks_topic}")
+    if parquet is not None:
+        log = ClickLog.from_parquet(parquet, since_ms=since_ms)
+    else:
+        log = click_log_from_topic(
+            settings,
+            since_ms=since_ms,
+            ends=same_ends(settings, since_ms, checkpoints.folder),
+            progress=lambda clicks: waiting.describe(f"{clicks:,} clicks"),
+        )
+    work = Path(settings.releases.cache) / "training"
+    release = train_and_publish(log, settings, work, waiting, checkpoints)
+    shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    return release
+
+
+def same_ends(settings: Settings, since_ms: int | None, folder: Path) -> dict[int, int]:
+    """Where to stop reading the clicks: where the run did that was killed, or else at their ends.
+
+    Clicks go on arriving, and a training goes on only from a checkpoint of the same clicks.
+    """
+    path = folder / "clicks.json"
+    asked = {"topic": settings.kafka.clicks_topic, "since_ms": since_ms}
+    try:
+        noted = json.loads(path.read_text())
+        fresh = time.time() - noted["at_s"] < _GONE_ON_WITHIN_S
+        if fresh and noted["asked"] == asked:
+            return {int(partition): end for partition, end in noted["ends"].items()}
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    ends = click_ends(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps({"at_s": time.time(), "asked": asked, "ends": ends}))
+    draft.replace(path)
+    return ends
+
+
+def set_aside(folder: Path) -> Path:
+    """Move a folder of checkpoints out of the way, replacing one moved before."""
+    aside = folder.with_name(f"{folder.name}_set_aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    return aside
+
+
+def train_and_publish(
+    log: ClickLog,
+    settings: Settings,
+    work: Path,
+    waiting: Waiting,
+    checkpoints: Checkpoints | None = None,
+) -> Release:
+    """Train on a log and publish the release; `work` is a folder to write it in first.
+
+    Raises:
+        CheckpointError: a checkpoint is of another training.
+    """
     threads = settings.trainer.threads or usable_cores()
     config = TrainingConfig(
         examples=settings.trainer.examples or TrainingConfig.examples,
@@ -85,7 +157,8 @@ def train_and_publish(log: ClickLog, settings: Settings, work: Path, waiting: Wa
         work,
         created_at=datetime.now(UTC),
         config=config,
-        progress=lambda at: waiting.show(at.stage, at.done, at.total),
+        progress=_shown(waiting),
+        checkpoints=checkpoints,
     )
     waiting.start(f"publishing release {release.name}")
     index = InterestIndex(settings.milvus)
@@ -95,3 +168,16 @@ def train_and_publish(log: ClickLog, settings: Settings, work: Path, waiting: Wa
         index.close()
         close_embedded(settings.milvus.uri)
     return release
+
+
+def _shown(waiting: Waiting) -> ProgressCallback:
+    """Shows the newest step; where nothing can change in place, a line per measured recall."""
+    measured: list[float | None] = [None]
+
+    def show(at: Progress) -> None:
+        waiting.show(str(at), at.done, at.total)
+        if not waiting.animated and at.recall != measured[0]:
+            measured[0] = at.recall
+            waiting.tell(f"{at}, step {at.done:,} of {at.total:,}")
+
+    return show

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from training.checkpoint import Checkpoint, Purpose, State
+from training.curve import Curve
 from training.item_graph import ItemGraph
 from training.loss import NegativeSampler, full_softmax, log_uniform, popularity, sampled_softmax
 from training.model import Mind, attend, slot_counts
@@ -29,12 +31,20 @@ class Progress:
         done: steps done, of `total`.
         total: steps of this stage.
         loss: smoothed training loss; None outside training.
+        recall: Recall@20 on a sample of held-out clicks, when last measured; None where it is not.
     """
 
     stage: str
     done: int
     total: int
     loss: float | None = None
+    recall: float | None = None
+
+    def __str__(self) -> str:
+        """As shown while one waits."""
+        loss = "" if self.loss is None else f", loss {self.loss:.3f}"
+        recall = "" if self.recall is None else f", recall {100 * self.recall:.1f} %"
+        return f"{self.stage}{loss}{recall}"
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -66,12 +76,28 @@ def fit(
     sequences: Sequences,
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
+    *,
+    checkpoint: Checkpoint | None = None,
+    curve: Curve | None = None,
 ) -> float:
     """Train a model in place; the same seed and threads give the same bits.
 
+    Args:
+        model: untrained.
+        sequences: rows 1..N.
+        config: how.
+        progress: told about every step.
+        checkpoint: written now and then and at the end; training goes on from it if it is there,
+            and ends with the same bits as if it had never stopped.
+        curve: gathers loss and recall.
+
     Returns:
         The smoothed loss at the end.
+
+    Raises:
+        CheckpointError: the checkpoint is of another training.
     """
+    curve = curve or Curve()
     rng = np.random.default_rng([config.seed, 1])
     noise = torch.Generator().manual_seed(config.seed)
     counts = np.bincount(sequences.rows, minlength=len(model.table))[1:]
@@ -85,21 +111,34 @@ def fit(
     examples = min(len(sequences.example_positions()) * config.epochs, config.examples)
     steps = math.ceil(examples / config.batch_size)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
     smoothed = math.nan
+    done = 0
+    if checkpoint is not None:
+        purpose = Purpose.of(sequences, len(counts), config)
+        if (state := checkpoint.load(purpose)) is not None:
+            state.restore(model, optimiser, noise)
+            done, smoothed = state.step, state.smoothed
+            curve.resume(state.points)
     model.train()
     with torch_threads(config.threads):
         for step, batch in enumerate(_batches(sequences, rng, config, steps), start=1):
             negatives = None if whole else sampler.draw(rng, config.negatives)
+            if step <= done:
+                continue  # drawn again for what comes after: a hundredth of a step's time
+            for group in optimiser.param_groups:
+                group["lr"] = config.learning_rate * _rate(step - 1, steps)
             loss = _loss(model, batch, negatives, correction, noise, config)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            schedule.step()
             value = loss.item()
             smoothed = value if math.isnan(smoothed) else 0.98 * smoothed + 0.02 * value
+            curve.add(step, steps, smoothed, model)
             if progress is not None:
-                progress(Progress("training", step, steps, smoothed))
+                progress(Progress("training", step, steps, smoothed, curve.recall))
+            if checkpoint is not None and (checkpoint.due or step == steps):
+                at = State.of(step, smoothed, curve.points, model, optimiser, noise)
+                checkpoint.save(at, purpose)
     model.eval()
     return smoothed
 

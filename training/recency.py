@@ -10,6 +10,8 @@ from typing import Final
 
 import numpy as np
 
+from training.checkpoint import Checkpoint, Checkpoints
+from training.curve import Curve
 from training.evaluation import HeldOut, evaluate
 from training.fit import Progress, ProgressCallback, build_model, fit
 from training.inference import encode_windows, item_vectors
@@ -29,6 +31,9 @@ def trained_model(
     items: int,
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
+    *,
+    checkpoints: Checkpoints | None = None,
+    curve: Curve | None = None,
 ) -> tuple[Mind, TrainingConfig]:
     """Train a model, after trying out `config.fades` if there are any.
 
@@ -37,13 +42,19 @@ def trained_model(
         items: N.
         config: how.
         progress: told about every step.
+        checkpoints: of the trials and of the training, which go on from them.
+        curve: gathers loss and recall of the training.
 
     Returns:
         The model, and the config with the `fade` that it was trained with.
+
+    Raises:
+        CheckpointError: a checkpoint is of another training.
     """
-    config = chosen(sequences, items, config, progress)
+    config = chosen(sequences, items, config, progress, checkpoints)
     model = build_model(sequences, items, config)
-    fit(model, sequences, config, progress)
+    checkpoint = checkpoints.of("training") if checkpoints else None
+    fit(model, sequences, config, progress, checkpoint=checkpoint, curve=curve)
     return model, config
 
 
@@ -52,6 +63,7 @@ def chosen(
     items: int,
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainingConfig:
     """The config with the fade that recommends best to users held out.
 
@@ -78,14 +90,21 @@ def chosen(
     for number, trial in enumerate(trials):
         if progress is not None:
             progress(Progress("choosing", number, len(trials)))
-        scores.append(_recall(learned, items, trial, held_out))
+        checkpoint = checkpoints.of(f"trial_{number}") if checkpoints else None
+        scores.append(_recall(learned, items, trial, held_out, checkpoint))
     best = trials[int(np.argmax(scores))]
     return dataclasses.replace(config, fade=best.fade, fades=())
 
 
-def _recall(learned: Sequences, items: int, config: TrainingConfig, held_out: HeldOut) -> float:
+def _recall(
+    learned: Sequences,
+    items: int,
+    config: TrainingConfig,
+    held_out: HeldOut,
+    checkpoint: Checkpoint | None,
+) -> float:
     model = build_model(learned, items, config)
-    fit(model, learned, config)
+    fit(model, learned, config, checkpoint=checkpoint)
     table = item_vectors(model)
     found = evaluate(lambda rows: encode_windows(model, table, rows, config), table, held_out)
     return sum(found[name] for name in _MEASURES)

@@ -1,7 +1,9 @@
 """From clicks to a release folder: hold out, train, evaluate, export, write."""
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -12,7 +14,9 @@ from encoder.release import (
     default_release_name,
     write_release,
 )
+from training.checkpoint import Checkpoints
 from training.click_log import ClickLog, ClickLogError
+from training.curve import Curve, as_lines, as_png
 from training.evaluation import HeldOut, evaluate, evaluate_popularity
 from training.export import check_graph, checked_windows, export_graph
 from training.fit import Progress, ProgressCallback, torch_threads
@@ -22,6 +26,10 @@ from training.preset import TrainingConfig
 from training.recency import trained_model
 from training.sequences import Sequences
 
+CURVES_FILE: Final = "curves.png"
+CURVE_FILE: Final = "curve.jsonl"
+_SAMPLE: Final = 500  # users that recall is measured on during training
+
 
 def train_release(
     clicks: ClickLog,
@@ -30,6 +38,7 @@ def train_release(
     created_at: datetime,
     config: TrainingConfig | None = None,
     progress: ProgressCallback | None = None,
+    checkpoints: Checkpoints | None = None,
     release: str | None = None,
     parent: str | None = None,
 ) -> Release:
@@ -41,6 +50,8 @@ def train_release(
         created_at: when, with a time zone.
         config: how; the default preset if None.
         progress: told about every step.
+        checkpoints: what a training of the same clicks and config goes on from if it was killed,
+            with the same outcome; they stay for the caller to delete.
         release: its name; after `created_at` if None.
         parent: the release in use, for the lineage.
 
@@ -51,6 +62,7 @@ def train_release(
     Raises:
         ClickLogError: there is nothing to learn from.
         ReleaseError: the folder exists or the name is not valid.
+        CheckpointError: a checkpoint is of another training.
         ExportError: the exported graph disagrees with the model.
     """
     config = config or TrainingConfig()
@@ -66,10 +78,13 @@ def train_release(
             "on a longer time"
         )
 
-    model, config = trained_model(sequences, len(item_ids), config, progress)
+    held_out = HeldOut.split(past, future, item_ids, config.window_length)
+    curve = Curve(recall_on(held_out.sample(_SAMPLE), config) if len(held_out) else None)
+    model, config = trained_model(
+        sequences, len(item_ids), config, progress, checkpoints=checkpoints, curve=curve
+    )
 
     tell(Progress("evaluating", 0, 1))
-    held_out = HeldOut.split(past, future, item_ids, config.window_length)
     metrics = measure(model, sequences, held_out, config)
     tell(Progress("evaluating", 1, 1))
 
@@ -101,6 +116,7 @@ def train_release(
         ),
         metrics=metrics,
         parent=parent,
+        further={CURVES_FILE: as_png(curve.points), CURVE_FILE: as_lines(curve.points)},
     )
     tell(Progress("exporting", 1, 1))
     return written
@@ -125,6 +141,20 @@ def vocabulary(clicks: ClickLog, min_item_clicks: int) -> list[str]:
     """The ids of the items clicked often enough, sorted: rows 1..N of the item table."""
     counts = np.bincount(clicks.items, minlength=len(clicks.item_ids))
     return [item for item, n in zip(clicks.item_ids, counts, strict=True) if n >= min_item_clicks]
+
+
+def recall_on(held_out: HeldOut, config: TrainingConfig) -> Callable[[Mind], float]:
+    """Measures Recall@20 of the served form of a model while it is trained."""
+
+    def recall(model: Mind) -> float:
+        table = item_vectors(model)
+        found = evaluate(
+            lambda windows: encode_windows(model, table, windows, config), table, held_out
+        )
+        model.train()
+        return found["recall_at_20"]
+
+    return recall
 
 
 def measure(
