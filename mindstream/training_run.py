@@ -20,13 +20,14 @@ from encoder.milvus_client import close_embedded
 from encoder.release import Release
 from encoder.settings import Settings
 from mindstream.progress import Waiting
+from training import ranks
 from training.checkpoint import CheckpointError, Checkpoints
 from training.click_log import ClickLog
 from training.click_reader import click_log_from_topic
 from training.fit import Progress, ProgressCallback
 from training.preset import TrainingConfig
 from training.publication import publish
-from training.trainer import train_release
+from training.trainer import help_training, train_release
 
 _GONE_ON_WITHIN_S: Final = 86_400  # a training of older clicks is not worth its end
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -52,11 +53,15 @@ def usable_cores() -> int:
 
 def run_training(
     settings: Settings, parquet: Path | None, since_ms: int | None, console: Console
-) -> Release:
+) -> Release | None:
     """Read clicks, from a Parquet file or else from the topic; train and publish.
 
     Started again after it was killed, it goes on where it was. A checkpoint of other clicks or
-    another config is moved aside, which is told, and training starts anew.
+    another config is moved aside, which is told, and training starts anew. Under `torchrun` all
+    ranks read and train, and the first writes and publishes.
+
+    Returns:
+        The release; None on the ranks that only help.
 
     Raises:
         ClickLogError: the clicks cannot be read, or are too few.
@@ -69,8 +74,11 @@ def run_training(
         try:
             return _run(settings, parquet, since_ms, checkpoints, waiting)
         except CheckpointError as error:
-            aside = set_aside(checkpoints.folder)
-            waiting.tell(f"training from the start, with the checkpoint moved to {aside}: {error}")
+            ranks.wait_for_all()  # each has seen it
+            if ranks.rank() == 0:
+                aside = set_aside(checkpoints.folder)
+                waiting.tell(f"training anew, with the checkpoint moved to {aside}: {error}")
+            ranks.wait_for_all()
             return _run(settings, parquet, since_ms, checkpoints, waiting)
 
 
@@ -80,7 +88,7 @@ def _run(
     since_ms: int | None,
     checkpoints: Checkpoints,
     waiting: Waiting,
-) -> Release:
+) -> Release | None:
     waiting.start(f"reading clicks from {parquet or settings.kafka.clicks_topic}")
     if parquet is not None:
         log = ClickLog.from_parquet(parquet, since_ms=since_ms)
@@ -88,13 +96,29 @@ def _run(
         log = click_log_from_topic(
             settings,
             since_ms=since_ms,
-            ends=same_ends(settings, since_ms, checkpoints.folder),
+            ends=_ends(settings, since_ms, checkpoints.folder),
             progress=lambda clicks: waiting.describe(f"{clicks:,} clicks"),
         )
+    if ranks.rank() > 0:
+        help_training(
+            log, config=training_config(settings), progress=_shown(waiting), checkpoints=checkpoints
+        )
+        ranks.wait_for_all()
+        return None
     work = Path(settings.releases.cache) / "training"
     release = train_and_publish(log, settings, work, waiting, checkpoints)
+    ranks.wait_for_all()  # until each has read the last checkpoint
     shutil.rmtree(checkpoints.folder, ignore_errors=True)
     return release
+
+
+def _ends(settings: Settings, since_ms: int | None, folder: Path) -> dict[int, int]:
+    """Those of the first rank, on all."""
+    first = ranks.rank() == 0
+    ends = same_ends(settings, since_ms, folder) if first else click_ends(settings)
+    partitions = sorted(ends)
+    agreed = ranks.as_the_first([ends[partition] for partition in partitions])
+    return dict(zip(partitions, agreed, strict=True))
 
 
 def same_ends(settings: Settings, since_ms: int | None, folder: Path) -> dict[int, int]:
@@ -109,10 +133,8 @@ def same_ends(settings: Settings, since_ms: int | None, folder: Path) -> dict[in
         fresh = time.time() - noted["at_s"] < _GONE_ON_WITHIN_S
         if fresh and noted["asked"] == asked:
             return {int(partition): end for partition, end in noted["ends"].items()}
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # with other clicks, the checkpoint says that it is of another training
     ends = click_ends(settings)
     folder.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
@@ -129,6 +151,18 @@ def set_aside(folder: Path) -> Path:
     return aside
 
 
+def training_config(settings: Settings) -> TrainingConfig:
+    """The default preset with what the settings change; ranks of a machine share its cores."""
+    threads = settings.trainer.threads or max(1, usable_cores() // ranks.on_this_machine())
+    return TrainingConfig(
+        examples=settings.trainer.examples or TrainingConfig.examples,
+        holdout=settings.trainer.holdout,
+        seed=settings.trainer.seed,
+        threads=threads,
+        window_length=settings.window_length,
+    )
+
+
 def train_and_publish(
     log: ClickLog,
     settings: Settings,
@@ -141,14 +175,7 @@ def train_and_publish(
     Raises:
         CheckpointError: a checkpoint is of another training.
     """
-    threads = settings.trainer.threads or usable_cores()
-    config = TrainingConfig(
-        examples=settings.trainer.examples or TrainingConfig.examples,
-        holdout=settings.trainer.holdout,
-        seed=settings.trainer.seed,
-        threads=threads,
-        window_length=settings.window_length,
-    )
+    config = training_config(settings)
     shutil.rmtree(work, ignore_errors=True)
     waiting.start("training")
 

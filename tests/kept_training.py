@@ -1,11 +1,12 @@
-"""A small training with checkpoints, to be killed: `python -m tests.kept_training FOLDER`."""
+"""A small training to be killed or shared: `python -m tests.kept_training FOLDER`."""
 
 import sys
 from pathlib import Path
 
 from tests.tastes import planted_log
+from training import ranks
 from training.checkpoint import Checkpoints
-from training.curve import Curve
+from training.curve import Curve, as_lines
 from training.fit import ProgressCallback
 from training.model import Mind
 from training.preset import TrainingConfig
@@ -53,5 +54,14 @@ def bits(model: Mind) -> bytes:
     return b"".join(value.numpy().tobytes() for value in model.state_dict().values())
 
 
+def main(folder: Path) -> None:
+    """Train with a checkpoint after each step; say what came out."""
+    with ranks.joined():
+        model, curve = train(Checkpoints(folder, every_s=0))
+        (folder / f"rank_{ranks.rank()}.bits").write_bytes(bits(model))
+        if ranks.rank() == 0:
+            (folder / "curve.jsonl").write_bytes(as_lines(curve.points))
+
+
 if __name__ == "__main__":
-    train(Checkpoints(Path(sys.argv[1]), every_s=0))
+    main(Path(sys.argv[1]))

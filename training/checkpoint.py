@@ -49,8 +49,8 @@ class Purpose:
     def of(cls, sequences: Sequences, items: int, config: TrainingConfig) -> "Purpose":
         """What a training is of."""
         digest = hashlib.sha256(f"{items} items, {len(sequences)} users".encode())
-        digest.update(memoryview(sequences.starts).cast("B"))
-        digest.update(memoryview(sequences.rows).cast("B"))
+        digest.update(sequences.starts.data)
+        digest.update(sequences.rows.data)
         fields = {name: repr(value) for name, value in dataclasses.asdict(config).items()}
         del fields["threads"]
         return cls(digest.hexdigest(), fields)

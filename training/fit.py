@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.checkpoint import Checkpoint, Purpose, State
+from training import ranks
+from training.checkpoint import Checkpoint, CheckpointError, Purpose, State
 from training.curve import Curve
 from training.item_graph import ItemGraph
 from training.loss import NegativeSampler, full_softmax, log_uniform, popularity, sampled_softmax
@@ -119,6 +120,8 @@ def fit(
             state.restore(model, optimiser, noise)
             done, smoothed = state.step, state.smoothed
             curve.resume(state.points)
+        if ranks.as_the_first([done]) != [done]:
+            raise CheckpointError("ranks read different checkpoints; their folder must be shared")
     model.train()
     with torch_threads(config.threads):
         for step, batch in enumerate(_batches(sequences, rng, config, steps), start=1):
@@ -130,13 +133,15 @@ def fit(
             loss = _loss(model, batch, negatives, correction, noise, config)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            ranks.add_gradients(model)
             optimiser.step()
-            value = loss.item()
+            value = ranks.added(loss.item())
             smoothed = value if math.isnan(smoothed) else 0.98 * smoothed + 0.02 * value
             curve.add(step, steps, smoothed, model)
             if progress is not None:
                 progress(Progress("training", step, steps, smoothed, curve.recall))
-            if checkpoint is not None and (checkpoint.due or step == steps):
+            first = ranks.rank() == 0
+            if checkpoint is not None and first and (checkpoint.due or step == steps):
                 at = State.of(step, smoothed, curve.points, model, optimiser, noise)
                 checkpoint.save(at, purpose)
     model.eval()
@@ -157,11 +162,13 @@ def _loss(
     table = model.item_table(kept)  # (N+1, D)
     rows = torch.from_numpy(batch.rows)  # (B, L)
     targets = torch.from_numpy(batch.targets)  # (B, T)
-    mask = rows > 0
-    vectors = functional.embedding(rows, table)  # (B, L, D)
     logits = torch.empty(*rows.shape, config.interests).normal_(
         0, config.routing_noise, generator=noise
     )
+    share = ranks.share()  # after all noise is drawn, so that every rank goes on with the same
+    rows, targets, logits = rows[share], targets[share], logits[share]
+    mask = rows > 0
+    vectors = functional.embedding(rows, table)  # (B, L, D)
     interests, _ = model.encode(vectors, mask, logits)  # (B, K, D)
     counts = slot_counts(mask.sum(dim=1), config.interests)
     slots = torch.arange(config.interests) < counts.unsqueeze(1)  # (B, K)
@@ -171,8 +178,10 @@ def _loss(
     # A window of unknown items only has no interest to learn from.
     targets = torch.where((counts > 0).unsqueeze(1), targets, 0)
     if negatives is None:
-        return full_softmax(users, targets, table, config.temperature)
-    return sampled_softmax(users, targets, table, negatives, correction, config.temperature)
+        mean = full_softmax(users, targets, table, config.temperature)
+    else:
+        mean = sampled_softmax(users, targets, table, negatives, correction, config.temperature)
+    return ranks.share_of_mean(mean, (targets > 0).sum())
 
 
 def _batches(

@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from training import ranks
 from training.checkpoint import Checkpoint, Checkpoints
 from training.curve import Curve
 from training.evaluation import HeldOut, evaluate
@@ -92,7 +93,8 @@ def chosen(
             progress(Progress("choosing", number, len(trials)))
         checkpoint = checkpoints.of(f"trial_{number}") if checkpoints else None
         scores.append(_recall(learned, items, trial, held_out, checkpoint))
-    best = trials[int(np.argmax(scores))]
+    (number,) = ranks.as_the_first([int(np.argmax(scores))])
+    best = trials[number]
     return dataclasses.replace(config, fade=best.fade, fades=())
 
 

@@ -69,15 +69,7 @@ def train_release(
     tell = progress or (lambda _: None)
     if folder.exists():
         raise ReleaseError(f"{folder} exists; a release is never changed in place, choose another")
-    past, future = hold_out(clicks, config.holdout)
-    item_ids = vocabulary(past, config.min_item_clicks)
-    sequences = Sequences.from_log(past, item_ids)
-    if not len(sequences.example_positions()):
-        raise ClickLogError(
-            f"no user has two clicks on known items in the {len(past)} clicks to train on; train "
-            "on a longer time"
-        )
-
+    past, future, item_ids, sequences = to_learn_from(clicks, config)
     held_out = HeldOut.split(past, future, item_ids, config.window_length)
     curve = Curve(recall_on(held_out.sample(_SAMPLE), config) if len(held_out) else None)
     model, config = trained_model(
@@ -120,6 +112,40 @@ def train_release(
     )
     tell(Progress("exporting", 1, 1))
     return written
+
+
+def help_training(
+    clicks: ClickLog,
+    *,
+    config: TrainingConfig,
+    progress: ProgressCallback | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> None:
+    """What the other ranks do while the first one is in `train_release`, with the same arguments.
+
+    They share the steps of training; the first alone evaluates and writes.
+    """
+    _, _, item_ids, sequences = to_learn_from(clicks, config)
+    trained_model(sequences, len(item_ids), config, progress, checkpoints=checkpoints)
+
+
+def to_learn_from(
+    clicks: ClickLog, config: TrainingConfig
+) -> tuple[ClickLog, ClickLog, list[str], Sequences]:
+    """Past and future clicks, the items of the past, and its sequences.
+
+    Raises:
+        ClickLogError: there is nothing to learn from.
+    """
+    past, future = hold_out(clicks, config.holdout)
+    item_ids = vocabulary(past, config.min_item_clicks)
+    sequences = Sequences.from_log(past, item_ids)
+    if not len(sequences.example_positions()):
+        raise ClickLogError(
+            f"no user has two clicks on known items in the {len(past)} clicks to train on; train "
+            "on a longer time"
+        )
+    return past, future, item_ids, sequences
 
 
 def hold_out(clicks: ClickLog, share: float) -> tuple[ClickLog, ClickLog]:
