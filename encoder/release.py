@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -167,6 +167,7 @@ def write_release(
     features: pa.Table | None = None,
     item_fields: ItemFieldVectors | None = None,
     parent: str | None = None,
+    further: Mapping[str, bytes] | None = None,
 ) -> Release:
     """Write a release folder in one step: readers see all of it or nothing.
 
@@ -185,6 +186,7 @@ def write_release(
         features: N rows of item features, in row order, without a column `item_id`.
         item_fields: vectors of the values that items' fields have, for items to come.
         parent: the release that this one was trained from.
+        further: files for people to look at, by name; serving reads none of them.
 
     Raises:
         ReleaseError: what was passed does not make a release, or the folder exists.
@@ -207,13 +209,18 @@ def write_release(
             )
         columns |= dict(zip(features.column_names, features.columns, strict=True))
 
+    further = further or {}
+    if taken := further.keys() & {*REQUIRED_FILES, MANIFEST_FILE}:
+        raise ReleaseError(f"further files must not be called {', '.join(sorted(taken))}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         (draft / ENCODER_FILE).write_bytes(encoder)
         np.save(draft / ITEMS_FILE, np.ascontiguousarray(items), allow_pickle=False)
         pq.write_table(pa.table(columns), draft / ITEM_IDS_FILE)
-        names = list(REQUIRED_FILES)
+        names = [*REQUIRED_FILES, *further]
+        for name, content in further.items():
+            (draft / name).write_bytes(content)
         if item_fields is not None:
             _write_fields(draft, item_fields)
             names += FIELD_FILES

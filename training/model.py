@@ -206,6 +206,7 @@ class Mind(nn.Module):
             self.layers = nn.Sequential(into, nn.ReLU(), out)
         self.register_buffer("directions", torch.randn(width, interests, generator=generator))
         # Drawn last, so that a model without them has the same bits as ever.
+        self.item_fields = fields
         self.fields = None if fields is None else FieldSums(fields)
         self.field_table: nn.Parameter | None = None
         if fields is not None:

@@ -10,6 +10,9 @@ from typing import Final
 
 import numpy as np
 
+from training import ranks
+from training.checkpoint import Checkpoint, Checkpoints
+from training.curve import Curve
 from training.evaluation import HeldOut, evaluate
 from training.fit import Progress, ProgressCallback, build_model, fit
 from training.inference import encode_windows, item_vectors
@@ -31,6 +34,9 @@ def trained_model(
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
     fields: ItemFields | None = None,
+    *,
+    checkpoints: Checkpoints | None = None,
+    curve: Curve | None = None,
 ) -> tuple[Mind, TrainingConfig]:
     """Train a model, after trying out `config.fades` if there are any.
 
@@ -40,13 +46,19 @@ def trained_model(
         config: how.
         progress: told about every step.
         fields: what is known of the items beside their clicks.
+        checkpoints: of the trials and of the training, which go on from them.
+        curve: gathers loss and recall of the training.
 
     Returns:
         The model, and the config with the `fade` that it was trained with.
+
+    Raises:
+        CheckpointError: a checkpoint is of another training.
     """
-    config = chosen(sequences, items, config, progress, fields)
+    config = chosen(sequences, items, config, progress, fields, checkpoints)
     model = build_model(sequences, items, config, fields)
-    fit(model, sequences, config, progress)
+    checkpoint = checkpoints.of("training") if checkpoints else None
+    fit(model, sequences, config, progress, checkpoint=checkpoint, curve=curve)
     return model, config
 
 
@@ -56,6 +68,7 @@ def chosen(
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
     fields: ItemFields | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainingConfig:
     """The config with the fade that recommends best to users held out.
 
@@ -82,8 +95,10 @@ def chosen(
     for number, trial in enumerate(trials):
         if progress is not None:
             progress(Progress("choosing", number, len(trials)))
-        scores.append(_recall(learned, items, trial, held_out, fields))
-    best = trials[int(np.argmax(scores))]
+        checkpoint = checkpoints.of(f"trial_{number}") if checkpoints else None
+        scores.append(_recall(learned, items, trial, held_out, fields, checkpoint))
+    (number,) = ranks.as_the_first([int(np.argmax(scores))])
+    best = trials[number]
     return dataclasses.replace(config, fade=best.fade, fades=())
 
 
@@ -93,9 +108,10 @@ def _recall(
     config: TrainingConfig,
     held_out: HeldOut,
     fields: ItemFields | None,
+    checkpoint: Checkpoint | None,
 ) -> float:
     model = build_model(learned, items, config, fields)
-    fit(model, learned, config)
+    fit(model, learned, config, checkpoint=checkpoint)
     table = item_vectors(model)
     profiles = held_out.profiles
     found = evaluate(
