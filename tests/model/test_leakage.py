@@ -105,9 +105,9 @@ def test_users_held_out_of_the_trial_are_not_in_its_graph(monkeypatch: pytest.Mo
     # And the trial is given these, not all.
     given: list[Sequences] = []
 
-    def build(sequences: Sequences, items: int, config: TrainingConfig):  # type: ignore[no-untyped-def]
+    def build(sequences: Sequences, items: int, config: TrainingConfig, *rest: object):  # type: ignore[no-untyped-def]
         given.append(sequences)
-        return build_model(sequences, items, config)
+        return build_model(sequences, items, config, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(recency, "build_model", build)
     config = dataclasses.replace(CONFIG, fades=(0.0, 0.2), negatives=64, examples=2000)
