@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kafka import TopicPartition
 
 from encoder.click import Click, Erasure, RejectedClick, parse_record
-from encoder.kafka_client import admin_client, read_to_end, reader, translated
+from encoder.kafka_client import admin_client, end_offsets, read_to_end, reader, translated
 from encoder.settings import Settings
 
 
@@ -21,7 +21,7 @@ class RejectedRecord:
 
 
 def read_click_topic(
-    settings: Settings, *, since_ms: int | None = None
+    settings: Settings, *, since_ms: int | None = None, ends: Mapping[int, int] | None = None
 ) -> Iterator[list[Click | Erasure | RejectedRecord]]:
     """Every record committed to the topic, parsed, some at a time; any order across partitions.
 
@@ -29,6 +29,7 @@ def read_click_topic(
         settings: where the topic is, and how far ahead clicks may lie.
         since_ms: start at the first record produced at or after this time; at the first of all if
             None.
+        ends: read only what is before these offsets, by partition; all that is there if None.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -42,6 +43,8 @@ def read_click_topic(
         ):
             parsed: list[Click | Erasure | RejectedRecord] = []
             for record in records:
+                if ends is not None and record.offset >= ends.get(record.partition, 0):
+                    continue
                 try:
                     parsed.append(
                         parse_record(
@@ -51,6 +54,19 @@ def read_click_topic(
                 except RejectedClick:
                     parsed.append(RejectedRecord(record.partition, record.offset))
             yield parsed
+
+
+def click_ends(settings: Settings) -> dict[int, int]:
+    """The offset after the last click of each partition, to read the same clicks again later.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    topic = settings.kafka.clicks_topic
+    with translated(f"reading {topic}", settings.kafka):
+        partitions, _ = _partitions(settings, topic, None)
+        found = end_offsets(settings.kafka, partitions)
+    return {partition.partition: end for partition, end in found.items()}
 
 
 def _partitions(

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -24,12 +24,17 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from encoder.errors import Misconfigured, Unavailable
+from encoder.item_fields import ItemFieldsRecord, ItemFieldVectors
 
 ENCODER_FILE: Final = "encoder.onnx"
 ITEMS_FILE: Final = "items.npy"
 ITEM_IDS_FILE: Final = "item_ids.parquet"
 MANIFEST_FILE: Final = "manifest.json"
 REQUIRED_FILES: Final = (ENCODER_FILE, ITEMS_FILE, ITEM_IDS_FILE)
+FIELDS_FILE: Final = "item_fields.json"
+FIELD_VECTORS_FILE: Final = "item_fields.npy"
+FIELD_FILES: Final = (FIELDS_FILE, FIELD_VECTORS_FILE)
+"""Of releases whose items have fields: both or neither."""
 UNKNOWN_ROW: Final = 0
 """Row of the item table for padding and for items the release does not know; all zeros."""
 
@@ -91,6 +96,8 @@ class Manifest(_Frozen):
         missing = [name for name in REQUIRED_FILES if name not in self.files]
         if missing:
             raise ValueError(f"files does not list {', '.join(missing)}")
+        if len([name for name in FIELD_FILES if name in self.files]) == 1:
+            raise ValueError(f"files lists only one of {' and '.join(FIELD_FILES)}")
         if MANIFEST_FILE in self.files:
             raise ValueError(f"files lists {MANIFEST_FILE}, which cannot hold its own sha256")
         return self
@@ -105,12 +112,14 @@ class Release:
         folder: where its files are.
         items: float32 (N+1, D), mapped read-only from `items.npy`; row 0 is all zeros.
         item_ids: N ids; `item_ids[i]` is row `i + 1` of the table.
+        item_fields: makes vectors of items that the release does not know; None if it cannot.
     """
 
     manifest: Manifest
     folder: Path
     items: npt.NDArray[np.float32] = field(repr=False)
     item_ids: Sequence[str] = field(repr=False)
+    item_fields: ItemFieldVectors | None = None
 
     @property
     def name(self) -> str:
@@ -156,7 +165,9 @@ def write_release(
     training: TrainingRecord,
     metrics: dict[str, float] | None = None,
     features: pa.Table | None = None,
+    item_fields: ItemFieldVectors | None = None,
     parent: str | None = None,
+    further: Mapping[str, bytes] | None = None,
 ) -> Release:
     """Write a release folder in one step: readers see all of it or nothing.
 
@@ -173,7 +184,9 @@ def write_release(
         training: what it was trained on.
         metrics: held-out measures, finite.
         features: N rows of item features, in row order, without a column `item_id`.
+        item_fields: vectors of the values that items' fields have, for items to come.
         parent: the release that this one was trained from.
+        further: files for people to look at, by name; serving reads none of them.
 
     Raises:
         ReleaseError: what was passed does not make a release, or the folder exists.
@@ -196,12 +209,21 @@ def write_release(
             )
         columns |= dict(zip(features.column_names, features.columns, strict=True))
 
+    further = further or {}
+    if taken := further.keys() & {*REQUIRED_FILES, MANIFEST_FILE}:
+        raise ReleaseError(f"further files must not be called {', '.join(sorted(taken))}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         (draft / ENCODER_FILE).write_bytes(encoder)
         np.save(draft / ITEMS_FILE, np.ascontiguousarray(items), allow_pickle=False)
         pq.write_table(pa.table(columns), draft / ITEM_IDS_FILE)
+        names = [*REQUIRED_FILES, *further]
+        for name, content in further.items():
+            (draft / name).write_bytes(content)
+        if item_fields is not None:
+            _write_fields(draft, item_fields)
+            names += FIELD_FILES
         try:
             manifest = Manifest(
                 release=release,
@@ -214,7 +236,7 @@ def write_release(
                 training=training,
                 metrics=metrics or {},
                 parent=parent,
-                files={name: _record(draft / name) for name in REQUIRED_FILES},
+                files={name: _record(draft / name) for name in names},
             )
         except ValidationError as error:
             raise ReleaseError(f"{folder.name}: not a valid manifest: {error}") from error
@@ -267,7 +289,39 @@ def open_release(folder: Path) -> Release:
         raise ReleaseError(f"{ids_path} must hold {manifest.items} ids, non-empty strings")
     if len(set(ids)) != len(ids):
         raise ReleaseError(f"{ids_path} holds an item id twice; write the release again")
-    return Release(manifest=manifest, folder=folder, items=items, item_ids=ids)
+    return Release(
+        manifest=manifest,
+        folder=folder,
+        items=items,
+        item_ids=ids,
+        item_fields=_read_fields(folder, manifest) if FIELDS_FILE in manifest.files else None,
+    )
+
+
+def _write_fields(folder: Path, fields: ItemFieldVectors) -> None:
+    record = ItemFieldsRecord(fields=fields.fields, unit=fields.unit)
+    (folder / FIELDS_FILE).write_text(record.model_dump_json(indent=1) + "\n", "utf-8")
+    vectors = np.ascontiguousarray(fields.vectors, np.float32)
+    np.save(folder / FIELD_VECTORS_FILE, vectors, allow_pickle=False)
+
+
+def _read_fields(folder: Path, manifest: Manifest) -> ItemFieldVectors:
+    path, vectors_path = folder / FIELDS_FILE, folder / FIELD_VECTORS_FILE
+    try:
+        record = ItemFieldsRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ReleaseError(f"{path} does not describe item fields: {error}") from error
+    try:
+        vectors = np.load(vectors_path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ReleaseError(f"{vectors_path} is not a plain numpy array: {error}") from error
+    shape = (sum(one.size for one in record.fields), manifest.width)
+    if vectors.dtype != np.float32 or vectors.shape != shape or not np.isfinite(vectors).all():
+        raise ReleaseError(
+            f"{vectors_path} holds {vectors.dtype} {vectors.shape}, but must hold finite numbers, "
+            f"float32 {shape}; write the release again"
+        )
+    return ItemFieldVectors(record.fields, vectors, record.unit)
 
 
 def fetch_release(url: str, cache_dir: Path) -> Release:

@@ -207,12 +207,14 @@ class TrainerSettings(_Section):
     Attributes:
         examples: most training examples of a run, which its time is in proportion to; the preset's
             if None.
+        checkpoint_every_s: what a kill may cost, in seconds of training.
     """
 
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.05
     examples: Annotated[int, Field(ge=1)] | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
     seed: int = 0
+    checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
 
 
 class LogSettings(_Section):

@@ -89,20 +89,27 @@ def train(
         datetime | None, typer.Option(help="Only clicks produced at or after this time (UTC).")
     ] = None,
 ) -> None:
-    """Train a release, evaluate it on the newest clicks held out, and publish it."""
+    """Train a release, evaluate it on the newest clicks held out, and publish it.
+
+    Killed and started again, it goes on where it was. `torchrun -m mindstream train` trains in
+    several processes.
+    """
     from mindstream.training_run import parse_interval, run_training
+    from training.ranks import joined
 
     settings = start.settings()
     interval_s = parse_interval(every) if every else None
     since_ms = int(since.replace(tzinfo=UTC).timestamp() * 1000) if since else None
     console = Console(stderr=True)
-    while True:
-        began = time.monotonic()
-        release = run_training(settings, parquet, since_ms, console)
-        typer.echo(json.dumps({"release": release.name, **release.manifest.metrics}))
-        if interval_s is None:
-            return
-        time.sleep(max(0.0, interval_s - (time.monotonic() - began)))
+    with joined():
+        while True:
+            began = time.monotonic()
+            release = run_training(settings, parquet, since_ms, console)
+            if release is not None:
+                typer.echo(json.dumps({"release": release.name, **release.manifest.metrics}))
+            if interval_s is None:
+                return
+            time.sleep(max(0.0, interval_s - (time.monotonic() - began)))
 
 
 @app.command()

@@ -54,6 +54,15 @@ class Waiting:
         if self._task is not None:
             self._progress.update(self._task, note=doing)
 
+    def tell(self, what: str) -> None:
+        """Leave a line about something that happened meanwhile."""
+        self._console.print(what, highlight=False, markup=False)
+
+    @property
+    def animated(self) -> bool:
+        """Whether there is a terminal, where what is shown changes in place."""
+        return self._console.is_terminal
+
     def advance_to(self, done: float, total: float | None = None) -> None:
         """Say how far the step is."""
         if self._task is not None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
+from encoder.click_history import click_ends
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.milvus_client import close_embedded
@@ -19,12 +22,16 @@ from encoder.release_topic import read_releases
 from encoder.settings import Settings
 from mindstream.progress import Waiting
 from mindstream.release_switch import prune, switch
+from training import ranks
+from training.checkpoint import CheckpointError, Checkpoints
 from training.click_log import ClickLog
 from training.click_reader import click_log_from_topic
+from training.fit import Progress, ProgressCallback
 from training.preset import TrainingConfig
 from training.publication import publish
-from training.trainer import train_release
+from training.trainer import help_training, train_release
 
+_GONE_ON_WITHIN_S: Final = 86_400  # a training of older clicks is not worth its end
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -48,37 +55,129 @@ def usable_cores() -> int:
 
 def run_training(
     settings: Settings, parquet: Path | None, since_ms: int | None, console: Console
-) -> Release:
+) -> Release | None:
     """Read clicks, from a Parquet file or else from the topic; train and publish.
+
+    Started again after it was killed, it goes on where it was. A checkpoint of other clicks or
+    another config is moved aside, which is told, and training starts anew. Under `torchrun` all
+    ranks read and train, and the first writes and publishes.
+
+    Returns:
+        The release; None on the ranks that only help.
 
     Raises:
         ClickLogError: the clicks cannot be read, or are too few.
         Unavailable: Kafka or Milvus does not answer.
     """
+    checkpoints = Checkpoints(
+        Path(settings.releases.cache) / "checkpoint", settings.trainer.checkpoint_every_s
+    )
     with Waiting(console) as waiting:
-        waiting.start(f"reading clicks from {parquet or settings.kafka.clicks_topic}")
-        if parquet is not None:
-            log = ClickLog.from_parquet(parquet, since_ms=since_ms)
-        else:
-            log = click_log_from_topic(
-                settings,
-                since_ms=since_ms,
-                progress=lambda clicks: waiting.describe(f"{clicks:,} clicks"),
-            )
-        work = Path(settings.releases.cache) / "training"
-        return train_and_publish(log, settings, work, waiting)
+        try:
+            return _run(settings, parquet, since_ms, checkpoints, waiting)
+        except CheckpointError as error:
+            ranks.wait_for_all()  # each has seen it
+            if ranks.rank() == 0:
+                aside = set_aside(checkpoints.folder)
+                waiting.tell(f"training anew, with the checkpoint moved to {aside}: {error}")
+            ranks.wait_for_all()
+            return _run(settings, parquet, since_ms, checkpoints, waiting)
 
 
-def train_and_publish(log: ClickLog, settings: Settings, work: Path, waiting: Waiting) -> Release:
-    """Train on a log and publish the release; `work` is a folder to write it in first."""
-    threads = settings.trainer.threads or usable_cores()
-    config = TrainingConfig(
+def _run(
+    settings: Settings,
+    parquet: Path | None,
+    since_ms: int | None,
+    checkpoints: Checkpoints,
+    waiting: Waiting,
+) -> Release | None:
+    waiting.start(f"reading clicks from {parquet or settings.kafka.clicks_topic}")
+    if parquet is not None:
+        log = ClickLog.from_parquet(parquet, since_ms=since_ms)
+    else:
+        log = click_log_from_topic(
+            settings,
+            since_ms=since_ms,
+            ends=_ends(settings, since_ms, checkpoints.folder),
+            progress=lambda clicks: waiting.describe(f"{clicks:,} clicks"),
+        )
+    if ranks.rank() > 0:
+        help_training(
+            log, config=training_config(settings), progress=_shown(waiting), checkpoints=checkpoints
+        )
+        ranks.wait_for_all()
+        return None
+    work = Path(settings.releases.cache) / "training"
+    release = train_and_publish(log, settings, work, waiting, checkpoints)
+    ranks.wait_for_all()  # until each has read the last checkpoint
+    shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    return release
+
+
+def _ends(settings: Settings, since_ms: int | None, folder: Path) -> dict[int, int]:
+    """Those of the first rank, on all."""
+    first = ranks.rank() == 0
+    ends = same_ends(settings, since_ms, folder) if first else click_ends(settings)
+    partitions = sorted(ends)
+    agreed = ranks.as_the_first([ends[partition] for partition in partitions])
+    return dict(zip(partitions, agreed, strict=True))
+
+
+def same_ends(settings: Settings, since_ms: int | None, folder: Path) -> dict[int, int]:
+    """Where to stop reading the clicks: where the run did that was killed, or else at their ends.
+
+    Clicks go on arriving, and a training goes on only from a checkpoint of the same clicks.
+    """
+    path = folder / "clicks.json"
+    asked = {"topic": settings.kafka.clicks_topic, "since_ms": since_ms}
+    try:
+        noted = json.loads(path.read_text())
+        fresh = time.time() - noted["at_s"] < _GONE_ON_WITHIN_S
+        if fresh and noted["asked"] == asked:
+            return {int(partition): end for partition, end in noted["ends"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # with other clicks, the checkpoint says that it is of another training
+    ends = click_ends(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps({"at_s": time.time(), "asked": asked, "ends": ends}))
+    draft.replace(path)
+    return ends
+
+
+def set_aside(folder: Path) -> Path:
+    """Move a folder of checkpoints out of the way, replacing one moved before."""
+    aside = folder.with_name(f"{folder.name}_set_aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    return aside
+
+
+def training_config(settings: Settings) -> TrainingConfig:
+    """The default preset with what the settings change; ranks of a machine share its cores."""
+    threads = settings.trainer.threads or max(1, usable_cores() // ranks.on_this_machine())
+    return TrainingConfig(
         examples=settings.trainer.examples or TrainingConfig.examples,
         holdout=settings.trainer.holdout,
         seed=settings.trainer.seed,
         threads=threads,
         window_length=settings.window_length,
     )
+
+
+def train_and_publish(
+    log: ClickLog,
+    settings: Settings,
+    work: Path,
+    waiting: Waiting,
+    checkpoints: Checkpoints | None = None,
+) -> Release:
+    """Train on a log and publish the release; `work` is a folder to write it in first.
+
+    Raises:
+        CheckpointError: a checkpoint is of another training.
+    """
+    config = training_config(settings)
     shutil.rmtree(work, ignore_errors=True)
     waiting.start("training")
 
@@ -87,7 +186,8 @@ def train_and_publish(log: ClickLog, settings: Settings, work: Path, waiting: Wa
         work,
         created_at=datetime.now(UTC),
         config=config,
-        progress=lambda at: waiting.show(at.stage, at.done, at.total),
+        progress=_shown(waiting),
+        checkpoints=checkpoints,
     )
     waiting.start(f"publishing release {release.name}")
     index = InterestIndex(settings.milvus)
@@ -103,3 +203,16 @@ def train_and_publish(log: ClickLog, settings: Settings, work: Path, waiting: Wa
         index.close()
         close_embedded(settings.milvus.uri)
     return release
+
+
+def _shown(waiting: Waiting) -> ProgressCallback:
+    """Shows the newest step; where nothing can change in place, a line per measured recall."""
+    measured: list[float | None] = [None]
+
+    def show(at: Progress) -> None:
+        waiting.show(str(at), at.done, at.total)
+        if not waiting.animated and at.recall != measured[0]:
+            measured[0] = at.recall
+            waiting.tell(f"{at}, step {at.done:,} of {at.total:,}")
+
+    return show

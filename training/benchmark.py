@@ -25,7 +25,8 @@ import numpy.typing as npt
 from training.evaluation import CUTS, HeldOut, measures, search
 from training.inference import encode_windows, item_vectors
 from training.item_knn import ItemKnn
-from training.preset import PRESETS, TrainingConfig
+from training.max_mf import MaxMf
+from training.preset import MAX_MF, PRESETS, TrainingConfig
 from training.recency import trained_model
 from training.sequences import Sequences
 
@@ -119,8 +120,23 @@ def trained(data: Benchmark, config: TrainingConfig) -> Search:
     table = item_vectors(model)
 
     def found(held_out: HeldOut) -> tuple[npt.NDArray[np.int64], float | None]:
-        interests, counts = encode_windows(model, table, held_out.windows, config)
+        interests, counts = encode_windows(
+            model, table, held_out.windows, config, held_out.profiles
+        )
         return search(interests, counts, table, max(CUTS)), mean_cosine(interests, counts)
+
+    return found
+
+
+def max_mf(data: Benchmark, config: TrainingConfig) -> Search:
+    """Users' vectors by matrix factorisation, found for each window."""
+    model = MaxMf(data.train, data.items, config)
+
+    def found(held_out: HeldOut) -> tuple[npt.NDArray[np.int64], float | None]:
+        vectors, counts = model.encode(held_out.windows)
+        lengths = np.linalg.norm(vectors, axis=2, keepdims=True)
+        best = search(vectors, counts, model.table, max(CUTS))
+        return best, mean_cosine(vectors / np.maximum(lengths, 1e-12), counts)
 
     return found
 
@@ -147,6 +163,8 @@ def run(
         find = popularity(data)
     elif preset == "item-knn":
         find = item_knn(data)
+    elif preset == MAX_MF.name:
+        find = max_mf(data, dataclasses.replace(MAX_MF, seed=seed, **(changes or {})))  # type: ignore[arg-type]
     else:
         fixed: dict[str, object] = {"seed": seed, "window_length": WINDOW}
         if changes and "fade" in changes:
@@ -204,7 +222,7 @@ def change(text: str) -> tuple[str, object]:
 
 def main() -> None:
     """Measure the presets named, all of them if none is."""
-    known = [*UNTRAINED, *PRESETS]
+    known = [*UNTRAINED, MAX_MF.name, *PRESETS]
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmark",
         description=__doc__,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from encoder.click import Click, Erasure
 from encoder.click_history import read_click_topic
@@ -15,6 +15,7 @@ def click_log_from_topic(
     settings: Settings,
     *,
     since_ms: int | None = None,
+    ends: Mapping[int, int] | None = None,
     progress: Callable[[int], None] = lambda clicks: None,
 ) -> ClickLog:
     """Every valid click on the topic, as the update service would accept it.
@@ -25,6 +26,7 @@ def click_log_from_topic(
     Args:
         settings: where the topic is.
         since_ms: read from the records produced at or after this time; from the first if None.
+        ends: only the records before these offsets, by partition (`click_ends`).
         progress: is told how many clicks are read so far.
 
     Raises:
@@ -32,7 +34,7 @@ def click_log_from_topic(
     """
     clicks: list[Click] = []
     erased_at_ms: dict[str, int] = {}
-    for events in read_click_topic(settings, since_ms=since_ms):
+    for events in read_click_topic(settings, since_ms=since_ms, ends=ends):
         for event in events:
             if isinstance(event, Click):
                 clicks.append(event)

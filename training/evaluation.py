@@ -24,10 +24,12 @@ class HeldOut:
         windows: int64 (U, L), rows before it, oldest first, padded at the end with 0.
         targets: U sets of rows clicked after it; items unknown to the table are negative numbers,
             so that they count and are never found.
+        profiles: int64 (U, P), the users' codes as in `Sequences`; None where there are none.
     """
 
     windows: npt.NDArray[np.int64]
     targets: list[frozenset[int]]
+    profiles: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def split(
@@ -49,6 +51,11 @@ class HeldOut:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def sample(self, most: int) -> "HeldOut":
+        """At most so many of the users, evenly spaced."""
+        places = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64))
+        return HeldOut(self.windows[places], [self.targets[place] for place in places])
 
 
 def search(

@@ -26,7 +26,16 @@ class ExportError(Exception):
 
 
 def export_graph(model: Mind) -> bytes:
-    """Serialise the served form of a model; the item table is an input, not part of the graph."""
+    """Serialise the served form of a model; the item table is an input, not part of the graph.
+
+    Raises:
+        ExportError: the model has a user profile, or torch could not export it.
+    """
+    if model.profile:
+        raise ExportError(
+            "the model takes a user profile, and clicks, from which interests are served, carry "
+            "none; train without `Sequences.profiles` to export"
+        )
     served = ServedMind(model).eval()
     width = model.table.shape[1]
     # Sizes above 1: the exporter takes a dimension of 1 for a constant.

@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from training import ranks
+from training.checkpoint import Checkpoint, CheckpointError, Purpose, State
+from training.curve import Curve
+from training.item_fields import ItemFields
 from training.item_graph import ItemGraph
 from training.loss import NegativeSampler, full_softmax, log_uniform, popularity, sampled_softmax
 from training.model import Mind, attend, slot_counts
@@ -29,19 +33,38 @@ class Progress:
         done: steps done, of `total`.
         total: steps of this stage.
         loss: smoothed training loss; None outside training.
+        recall: Recall@20 on a sample of held-out clicks, when last measured; None where it is not.
     """
 
     stage: str
     done: int
     total: int
     loss: float | None = None
+    recall: float | None = None
+
+    def __str__(self) -> str:
+        """As shown while one waits."""
+        loss = "" if self.loss is None else f", loss {self.loss:.3f}"
+        recall = "" if self.recall is None else f", recall {100 * self.recall:.1f} %"
+        return f"{self.stage}{loss}{recall}"
 
 
 ProgressCallback = Callable[[Progress], None]
 
 
-def build_model(sequences: Sequences, items: int, config: TrainingConfig) -> Mind:
-    """An untrained model for so many items; its graph is of the sequences to train on."""
+def build_model(
+    sequences: Sequences, items: int, config: TrainingConfig, fields: ItemFields | None = None
+) -> Mind:
+    """An untrained model for so many items; its graph is of the sequences to train on.
+
+    It has a profile if the sequences have.
+
+    Raises:
+        ValueError: there is a profile, and `config.hidden` is 0.
+    """
+    profile: tuple[int, ...] = ()
+    if sequences.profiles is not None:
+        profile = tuple((sequences.profiles.max(axis=0, initial=0) + 1).tolist())
     graph = None
     if config.smoothing:
         graph = ItemGraph.of_clicks(
@@ -53,10 +76,13 @@ def build_model(sequences: Sequences, items: int, config: TrainingConfig) -> Min
         interests=config.interests,
         iterations=config.routing_iterations,
         cosine=config.cosine,
+        average=config.average,
         hidden=config.hidden,
         fade=config.fade,
         graph=graph,
         smoothing=config.smoothing,
+        fields=fields,
+        profile=profile,
         seed=config.seed,
     )
 
@@ -66,12 +92,28 @@ def fit(
     sequences: Sequences,
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
+    *,
+    checkpoint: Checkpoint | None = None,
+    curve: Curve | None = None,
 ) -> float:
     """Train a model in place; the same seed and threads give the same bits.
 
+    Args:
+        model: untrained.
+        sequences: rows 1..N.
+        config: how.
+        progress: told about every step.
+        checkpoint: written now and then and at the end; training goes on from it if it is there,
+            and ends with the same bits as if it had never stopped.
+        curve: gathers loss and recall.
+
     Returns:
         The smoothed loss at the end.
+
+    Raises:
+        CheckpointError: the checkpoint is of another training.
     """
+    curve = curve or Curve()
     rng = np.random.default_rng([config.seed, 1])
     noise = torch.Generator().manual_seed(config.seed)
     counts = np.bincount(sequences.rows, minlength=len(model.table))[1:]
@@ -85,21 +127,38 @@ def fit(
     examples = min(len(sequences.example_positions()) * config.epochs, config.examples)
     steps = math.ceil(examples / config.batch_size)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
     smoothed = math.nan
+    done = 0
+    if checkpoint is not None:
+        purpose = Purpose.of(sequences, len(counts), config, model.item_fields)
+        if (state := checkpoint.load(purpose)) is not None:
+            state.restore(model, optimiser, noise)
+            done, smoothed = state.step, state.smoothed
+            curve.resume(state.points)
+        if ranks.as_the_first([done]) != [done]:
+            raise CheckpointError("ranks read different checkpoints; their folder must be shared")
     model.train()
     with torch_threads(config.threads):
         for step, batch in enumerate(_batches(sequences, rng, config, steps), start=1):
             negatives = None if whole else sampler.draw(rng, config.negatives)
+            if step <= done:
+                continue  # drawn again for what comes after: a hundredth of a step's time
+            for group in optimiser.param_groups:
+                group["lr"] = config.learning_rate * _rate(step - 1, steps)
             loss = _loss(model, batch, negatives, correction, noise, config)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            ranks.add_gradients(model)
             optimiser.step()
-            schedule.step()
-            value = loss.item()
+            value = ranks.added(loss.item())
             smoothed = value if math.isnan(smoothed) else 0.98 * smoothed + 0.02 * value
+            curve.add(step, steps, smoothed, model)
             if progress is not None:
-                progress(Progress("training", step, steps, smoothed))
+                progress(Progress("training", step, steps, smoothed, curve.recall))
+            first = ranks.rank() == 0
+            if checkpoint is not None and first and (checkpoint.due or step == steps):
+                at = State.of(step, smoothed, curve.points, model, optimiser, noise)
+                checkpoint.save(at, purpose)
     model.eval()
     return smoothed
 
@@ -112,18 +171,26 @@ def _loss(
     noise: torch.Generator,
     config: TrainingConfig,
 ) -> Tensor:
-    kept = None
+    kept = linked = None
     if config.item_dropout:
         kept = torch.rand(len(model.table), 1, generator=noise) >= config.item_dropout
-    table = model.item_table(kept)  # (N+1, D)
+        if model.fields is not None and config.unlinked:
+            # An item without fields would have nothing at all.
+            linked = kept | (model.fields.present == 0)
+            linked |= torch.rand(kept.shape, generator=noise) >= config.unlinked
+    table = model.item_table(kept, linked)  # (N+1, D)
     rows = torch.from_numpy(batch.rows)  # (B, L)
     targets = torch.from_numpy(batch.targets)  # (B, T)
-    mask = rows > 0
-    vectors = functional.embedding(rows, table)  # (B, L, D)
     logits = torch.empty(*rows.shape, config.interests).normal_(
         0, config.routing_noise, generator=noise
     )
-    interests, _ = model.encode(vectors, mask, logits)  # (B, K, D)
+    profiles = None if batch.profiles is None else torch.from_numpy(batch.profiles)  # (B, P)
+    share = ranks.share()  # after all noise is drawn, so that every rank goes on with the same
+    rows, targets, logits = rows[share], targets[share], logits[share]
+    profiles = None if profiles is None else profiles[share]
+    mask = rows > 0
+    vectors = functional.embedding(rows, table)  # (B, L, D)
+    interests, _ = model.encode(vectors, mask, logits, profiles)  # (B, K, D)
     counts = slot_counts(mask.sum(dim=1), config.interests)
     slots = torch.arange(config.interests) < counts.unsqueeze(1)  # (B, K)
     scale = 1 / config.temperature
@@ -132,8 +199,10 @@ def _loss(
     # A window of unknown items only has no interest to learn from.
     targets = torch.where((counts > 0).unsqueeze(1), targets, 0)
     if negatives is None:
-        return full_softmax(users, targets, table, config.temperature)
-    return sampled_softmax(users, targets, table, negatives, correction, config.temperature)
+        mean = full_softmax(users, targets, table, config.temperature)
+    else:
+        mean = sampled_softmax(users, targets, table, negatives, correction, config.temperature)
+    return ranks.share_of_mean(mean, (targets > 0).sum())
 
 
 def _batches(

@@ -19,6 +19,7 @@ def encode_windows(
     table: npt.NDArray[np.float32],
     windows: npt.NDArray[np.int64],
     config: TrainingConfig,
+    profiles: npt.NDArray[np.int64] | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Interests of windows, as the served form of a model gives them.
 
@@ -27,6 +28,7 @@ def encode_windows(
         table: float32 (N+1, D), its item vectors.
         windows: int64 (U, L), rows, oldest click first; 0 where there is none.
         config: for its threads.
+        profiles: int64 (U, P), the users' codes, for a model with a profile.
 
     Returns:
         Interests float32 (U, K, D), and int64 (U,), how many of the K are used.
@@ -36,8 +38,10 @@ def encode_windows(
     parts = []
     with torch.no_grad(), torch_threads(config.threads):
         for start in range(0, max(1, len(windows)), _WINDOWS_AT_ONCE):
-            rows = torch.from_numpy(windows[start : start + _WINDOWS_AT_ONCE])
-            parts.append(served(items, rows, torch.zeros(rows.shape))[:2])
+            part = slice(start, start + _WINDOWS_AT_ONCE)
+            rows = torch.from_numpy(windows[part])
+            codes = None if profiles is None else torch.from_numpy(profiles[part])
+            parts.append(served(items, rows, torch.zeros(rows.shape), codes)[:2])
     interests, counts = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     return interests, counts
 

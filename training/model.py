@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from encoder.item_fields import ItemFieldVectors
+from training.item_fields import FieldSums, ItemFields
 from training.item_graph import ItemGraph
 
 # Stands for "never" among logits. Not -inf: a user without clicks has no slot at all, and the
@@ -136,11 +138,19 @@ class Mind(nn.Module):
         interests: K.
         iterations: rounds of routing.
         cosine: compare unit vectors (items and interests alike) instead of raw inner products.
+        average: the one capsule is the average of the window, without routing.
         hidden: width of the ReLU layer that the paper puts after the capsules; 0 for none.
         fade: a click counts e^-fade for every click after it; 0 if all count alike.
         graph: which items are clicked close to each other.
         smoothing: weight of an item's neighbours in its vector, over that of its own.
+        fields: what is known of the N items beside their clicks.
+        profile: of each field of the users' profile how many codes there are, 0 for not known.
+        profile_width: width of each of these fields' vectors.
         seed: of the weights and of the directions that seed served routing.
+
+    Raises:
+        ValueError: the fields are of another number of items, there is a profile but no ReLU layer
+            to take it in, or an average of several interests.
     """
 
     directions: Tensor
@@ -153,17 +163,28 @@ class Mind(nn.Module):
         interests: int,
         iterations: int = 3,
         cosine: bool = True,
+        average: bool = False,
         hidden: int = 0,
         fade: float = 0.0,
         graph: ItemGraph | None = None,
         smoothing: float = 0.0,
+        fields: ItemFields | None = None,
+        profile: tuple[int, ...] = (),
+        profile_width: int = 16,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if average and interests != 1:
+            raise ValueError(f"an average is one interest, not {interests}")
+        if profile and not hidden:
+            raise ValueError("a profile goes into the ReLU layer, so `hidden` must be above 0")
+        if fields is not None and len(fields) != items:
+            raise ValueError(f"fields are of {len(fields)} items, but the table has {items}")
         generator = torch.Generator().manual_seed(seed)
         self.interests = interests
         self.iterations = iterations
         self.cosine = cosine
+        self.average = average
         self.graph = graph if smoothing else None
         self.smoothing = smoothing
         self.fade = fade
@@ -177,27 +198,75 @@ class Mind(nn.Module):
         self.bilinear = nn.Parameter(torch.eye(width) + noise)
         self.layers = nn.Sequential()
         if hidden:
-            into, out = nn.Linear(width, hidden), nn.Linear(hidden, width)
+            into = nn.Linear(width + len(profile) * profile_width, hidden)
+            out = nn.Linear(hidden, width)
             for layer in (into, out):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
                 nn.init.zeros_(layer.bias)
             self.layers = nn.Sequential(into, nn.ReLU(), out)
         self.register_buffer("directions", torch.randn(width, interests, generator=generator))
+        # Drawn last, so that a model without them has the same bits as ever.
+        self.item_fields = fields
+        self.fields = None if fields is None else FieldSums(fields)
+        self.field_table: nn.Parameter | None = None
+        if fields is not None:
+            values = torch.randn(fields.values, width, generator=generator) * scale
+            self.field_table = nn.Parameter(values)
+        self.profile = profile
+        self.profile_table: nn.Parameter | None = None
+        if profile:
+            codes = torch.randn(sum(profile), profile_width, generator=generator)
+            self.profile_table = nn.Parameter(codes * profile_width**-0.5)
 
-    def item_table(self, kept: Tensor | None = None) -> Tensor:
+    def item_table(self, kept: Tensor | None = None, linked: Tensor | None = None) -> Tensor:
         """Item vectors as compared and served: float32 (N+1, D), row 0 zeros.
 
         With a graph, an item's vector leans on those of its neighbours (a round of LightGCN, He et
         al., SIGIR 2020), so that an item clicked twice has a place that many clicks decided.
 
+        With fields, its own vector is the average of its id's and its fields', and a field's that
+        of the item's values: the paper's embedding and pooling layer.
+
         Args:
-            kept: bool (N+1, 1), False for items that have nothing but their neighbours; None for
-                all as they are.
+            kept: bool (N+1, 1), False for items without an id of their own, which have nothing but
+                their fields and their neighbours; None for all as they are.
+            linked: bool (N+1, 1), False for items without neighbours; None for all as they are.
         """
         table: Tensor = self.table if kept is None else self.table * kept
+        if self.fields is not None and self.field_table is not None:
+            ids = 1 if kept is None else kept.to(table.dtype)
+            parts = (self.fields.present + ids).clamp(min=1)  # (N+1, 1)
+            table = (table + self.fields.of(self.field_table)) / parts
         if self.graph is not None:
-            table = table + self.smoothing * self.graph.neighbours(table)
+            neighbours = self.smoothing * self.graph.neighbours(table)
+            table = table + (neighbours if linked is None else neighbours * linked)
         return unit(table) if self.cosine else table
+
+    def vectors_from_fields(self, items: ItemFields) -> Tensor:
+        """Vectors of items that were not trained on: the average of their fields', without an id.
+
+        Args:
+            items: M items, with the fields that the model was trained with.
+
+        Returns:
+            float32 (M, D), zero for items of which nothing is known; of length 1 otherwise, if the
+            model compares cosines.
+
+        Raises:
+            ValueError: the model was trained without fields, or with others.
+        """
+        if self.fields is None or self.field_table is None or self.fields.fields != items.fields:
+            raise ValueError("these are not the fields that the model was trained with")
+        sums = FieldSums(items)
+        vectors = (sums.of(self.field_table) / sums.present.clamp(min=1))[1:]
+        return unit(vectors) if self.cosine else vectors
+
+    def field_vectors(self) -> ItemFieldVectors | None:
+        """What serving needs to do the same without torch; None for a model without fields."""
+        if self.fields is None or self.field_table is None:
+            return None
+        vectors = self.field_table.detach().numpy().copy()
+        return ItemFieldVectors(self.fields.fields, vectors, self.cosine)
 
     def gates(self, mask: Tensor) -> Tensor | None:
         """How much each click counts, falling exponentially with the clicks after it: (B, L)."""
@@ -206,23 +275,57 @@ class Mind(nn.Module):
         after = mask.sum(dim=1, keepdim=True) - mask.cumsum(dim=1)  # (B, L)
         return (-self.fade * after).exp()
 
-    def encode(self, vectors: Tensor, mask: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def profile_vectors(self, codes: Tensor) -> Tensor:
+        """The vectors of a profile's fields, one after another; zeros for what is not known.
+
+        Args:
+            codes: int64 (B, P); 0, and codes that training did not have, are not known.
+
+        Returns:
+            float32 (B, P · profile_width).
+        """
+        if self.profile_table is None:
+            raise ValueError("the model was built without a profile")
+        sizes = torch.tensor(self.profile, device=codes.device)
+        known = (codes > 0) & (codes < sizes)  # (B, P)
+        rows = torch.where(known, codes, 0) + sizes.cumsum(0) - sizes
+        return (self.profile_table[rows] * known.unsqueeze(2)).flatten(1)
+
+    def encode(
+        self, vectors: Tensor, mask: Tensor, logits: Tensor, profile: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Encode windows of item vectors.
 
         Args:
             vectors: float32 (B, L, D), rows of `item_table`, zero where there is no click.
             mask: bool (B, L), True where there is a click.
             logits: float32 (B, L, K), initial routing logits.
+            profile: int64 (B, P), the users' codes; for a model with a profile only.
 
         Returns:
             Interests float32 (B, K, D), zero in slots the user does not have (of length 1
             elsewhere if the model compares cosines), and couplings float32 (B, L, K).
+
+        Raises:
+            ValueError: there is a profile and the model has none, or the other way round.
         """
+        if (profile is not None) != bool(self.profile):
+            raise ValueError(f"the model has {len(self.profile)} profile fields; pass just those")
         counts = slot_counts(mask.sum(dim=1), self.interests)  # (B,)
         slots = torch.arange(self.interests, device=mask.device) < counts.unsqueeze(1)  # (B, K)
-        capsules, couplings = route(
-            vectors, self.bilinear, logits, mask, slots, self.iterations, self.gates(mask)
-        )
+        gates = self.gates(mask)
+        if self.average:
+            couplings = mask.unsqueeze(2).to(vectors.dtype)  # (B, L, 1)
+            shares = couplings if gates is None else couplings * gates.unsqueeze(2)
+            total = shares.transpose(1, 2) @ shares.new_ones(mask.shape[1], 2)  # (B, 1, 2)
+            capsules = shares.transpose(1, 2) @ vectors / total[:, :, :1].clamp(min=1)
+        else:
+            capsules, couplings = route(
+                vectors, self.bilinear, logits, mask, slots, self.iterations, gates
+            )
+        if profile is not None:
+            user = self.profile_vectors(profile).unsqueeze(1)  # (B, 1, P · profile_width)
+            capsules = torch.cat([capsules, user.expand(-1, self.interests, -1)], dim=2)
         if len(self.layers):
             capsules = torch.where(slots.unsqueeze(2), self.layers(capsules), 0.0)
         return (unit(capsules) if self.cosine else capsules), couplings  # (B, K, D), (B, L, K)
@@ -244,7 +347,7 @@ class ServedMind(nn.Module):
         self.model = model
 
     def forward(
-        self, items: Tensor, rows: Tensor, ages: Tensor
+        self, items: Tensor, rows: Tensor, ages: Tensor, profile: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Encode windows.
 
@@ -252,6 +355,7 @@ class ServedMind(nn.Module):
             items: float32 (N+1, D), the item table, row 0 zeros.
             rows: int64 (B, L), rows of the table, oldest click first; 0 where there is none.
             ages: float32 (B, L), seconds before the window's newest click; this model ignores it.
+            profile: int64 (B, P), of a model with a profile, which is not exported.
 
         Returns:
             interests float32 (B, K, D), counts int64 (B,), weights float32 (B, K), assignment
@@ -260,7 +364,8 @@ class ServedMind(nn.Module):
         del ages
         mask = rows > 0  # (B, L)
         vectors = items[rows]  # (B, L, D)
-        interests, couplings = self.model.encode(vectors, mask, self.model.served_logits(vectors))
+        logits = self.model.served_logits(vectors)
+        interests, couplings = self.model.encode(vectors, mask, logits, profile)
         if not self.model.cosine:
             interests = unit(interests)
         clicks = mask.sum(dim=1)  # (B,)

@@ -17,6 +17,7 @@ class TrainingConfig:
         width: D.
         routing_iterations: rounds of routing.
         cosine: compare unit vectors; otherwise raw inner products.
+        average: one interest, the average of the window, in place of routing.
         hidden: width of the ReLU layer after the capsules; 0 for none.
         attention_power: p of label-aware attention; infinity for the likeliest interest alone.
         temperature: similarities are divided by it in the softmax.
@@ -34,7 +35,10 @@ class TrainingConfig:
         smoothing: weight of an item's neighbours in its vector, over that of its own; 0 for none.
         graph_reach: items are neighbours when clicked this close to each other.
         neighbours: an edge is kept if it is among the so many heaviest of either item.
-        item_dropout: share of items that have only their neighbours' vectors, drawn anew each step.
+        item_dropout: share of items without their id's vector, drawn anew each step: they have only
+            their fields' and their neighbours'.
+        unlinked: share of those that have no neighbours either, as an item that is new; of items
+            with fields only.
         epochs: passes over all positions; a fraction stops within the pass.
         examples: most examples in all; on a long log there are fewer passes.
         batch_size: examples per step.
@@ -51,6 +55,7 @@ class TrainingConfig:
     width: int = 128
     routing_iterations: int = 3
     cosine: bool = True
+    average: bool = False
     hidden: int = 0
     attention_power: float = math.inf
     temperature: float = 0.1
@@ -67,6 +72,7 @@ class TrainingConfig:
     graph_reach: int = 3
     neighbours: int = 64
     item_dropout: float = 0.2
+    unlinked: float = 1.0
     epochs: float = 8.0
     examples: int = 1_500_000
     batch_size: int = 512
@@ -84,6 +90,7 @@ class TrainingConfig:
                 ("interests", "at least 1", self.interests >= 1),
                 ("width", "at least 2", self.width >= 2),
                 ("routing_iterations", "at least 1", self.routing_iterations >= 1),
+                ("interests", "1 for an average", self.interests == 1 or not self.average),
                 ("temperature", "positive", self.temperature > 0),
                 ("sampler", f"one of {', '.join(SAMPLERS)}", self.sampler in SAMPLERS),
                 ("negatives", "at least 1", self.negatives >= 1),
@@ -95,6 +102,7 @@ class TrainingConfig:
                 ("graph_reach", "at least 1", self.graph_reach >= 1),
                 ("neighbours", "at least 1", self.neighbours >= 1),
                 ("item_dropout", "from 0 to below 1", 0 <= self.item_dropout < 1),
+                ("unlinked", "from 0 to 1", 0 <= self.unlinked <= 1),
                 ("epochs", "positive", self.epochs > 0),
                 ("examples", "at least 1", self.examples >= 1),
                 ("batch_size", "at least 1", self.batch_size >= 1),
@@ -118,9 +126,21 @@ class TrainingConfig:
 
 SAMPLERS: Final = ("log_uniform", "popularity", "uniform")
 
-# As published: raw inner products, a ReLU layer after the capsules, the next click as the one
-# target, hard label-aware attention (the paper finds that the larger p the better), all clicks
-# alike.
+# As published: raw inner products; capsules, with the profile where there is one, through a ReLU
+# layer; the next click as the one target; hard label-aware attention, p → ∞ (the larger p, the
+# better and faster the paper found it to be); three rounds of routing from logits of standard
+# deviation 1; as many interests as log2 of the clicks; sampled softmax with the correction that
+# TensorFlow's makes; all clicks alike. Item and profile fields come with the data: see
+# `ItemFields` and `Sequences.profiles`.
+#
+# Where the paper leaves it open, or this departs from it:
+# - It has "several ReLU layers", and does not say how many, how wide, or what comes last. Here it
+#   is one of 256 and a linear layer down to D: a ReLU at the end would keep interests to positive
+#   coordinates, where items are not kept.
+# - p of a negative product: see `attend`. Irrelevant to p → ∞.
+# - It is served with logits that the item seeds, not with random ones: see `Mind.served_logits`.
+# - Gradients pass through the last round of routing only: see `route`.
+# - Width, negatives, epochs and learning rate are ours, chosen for data of this size.
 _PAPER: Final = TrainingConfig(
     name="paper",
     cosine=False,
@@ -139,6 +159,18 @@ PRESETS: Final = {
     "default": TrainingConfig(),
     "paper": _PAPER,
     # One vector per user, the average of the window through a ReLU layer: the candidate generator
-    # of Covington et al., "Deep neural networks for YouTube recommendations", RecSys 2016.
-    "youtube-dnn": dataclasses.replace(_PAPER, name="youtube-dnn", interests=1),
+    # of Covington et al., "Deep neural networks for YouTube recommendations", RecSys 2016, from the
+    # clicks alone.
+    "youtube-dnn": dataclasses.replace(_PAPER, name="youtube-dnn", interests=1, average=True),
 }
+
+# Not a preset that a release can be trained with: what `training.max_mf` reads of it.
+MAX_MF: Final = TrainingConfig(
+    name="maxmf",
+    width=64,
+    negatives=512,
+    epochs=20.0,
+    examples=3_000_000,
+    batch_size=1024,
+    learning_rate=3e-3,
+)

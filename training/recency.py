@@ -10,9 +10,13 @@ from typing import Final
 
 import numpy as np
 
+from training import ranks
+from training.checkpoint import Checkpoint, Checkpoints
+from training.curve import Curve
 from training.evaluation import HeldOut, evaluate
 from training.fit import Progress, ProgressCallback, build_model, fit
 from training.inference import encode_windows, item_vectors
+from training.item_fields import ItemFields
 from training.model import Mind
 from training.preset import TrainingConfig
 from training.sequences import Sequences
@@ -29,6 +33,10 @@ def trained_model(
     items: int,
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
+    fields: ItemFields | None = None,
+    *,
+    checkpoints: Checkpoints | None = None,
+    curve: Curve | None = None,
 ) -> tuple[Mind, TrainingConfig]:
     """Train a model, after trying out `config.fades` if there are any.
 
@@ -37,13 +45,20 @@ def trained_model(
         items: N.
         config: how.
         progress: told about every step.
+        fields: what is known of the items beside their clicks.
+        checkpoints: of the trials and of the training, which go on from them.
+        curve: gathers loss and recall of the training.
 
     Returns:
         The model, and the config with the `fade` that it was trained with.
+
+    Raises:
+        CheckpointError: a checkpoint is of another training.
     """
-    config = chosen(sequences, items, config, progress)
-    model = build_model(sequences, items, config)
-    fit(model, sequences, config, progress)
+    config = chosen(sequences, items, config, progress, fields, checkpoints)
+    model = build_model(sequences, items, config, fields)
+    checkpoint = checkpoints.of("training") if checkpoints else None
+    fit(model, sequences, config, progress, checkpoint=checkpoint, curve=curve)
     return model, config
 
 
@@ -52,6 +67,8 @@ def chosen(
     items: int,
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
+    fields: ItemFields | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainingConfig:
     """The config with the fade that recommends best to users held out.
 
@@ -78,16 +95,28 @@ def chosen(
     for number, trial in enumerate(trials):
         if progress is not None:
             progress(Progress("choosing", number, len(trials)))
-        scores.append(_recall(learned, items, trial, held_out))
-    best = trials[int(np.argmax(scores))]
+        checkpoint = checkpoints.of(f"trial_{number}") if checkpoints else None
+        scores.append(_recall(learned, items, trial, held_out, fields, checkpoint))
+    (number,) = ranks.as_the_first([int(np.argmax(scores))])
+    best = trials[number]
     return dataclasses.replace(config, fade=best.fade, fades=())
 
 
-def _recall(learned: Sequences, items: int, config: TrainingConfig, held_out: HeldOut) -> float:
-    model = build_model(learned, items, config)
-    fit(model, learned, config)
+def _recall(
+    learned: Sequences,
+    items: int,
+    config: TrainingConfig,
+    held_out: HeldOut,
+    fields: ItemFields | None,
+    checkpoint: Checkpoint | None,
+) -> float:
+    model = build_model(learned, items, config, fields)
+    fit(model, learned, config, checkpoint=checkpoint)
     table = item_vectors(model)
-    found = evaluate(lambda rows: encode_windows(model, table, rows, config), table, held_out)
+    profiles = held_out.profiles
+    found = evaluate(
+        lambda rows: encode_windows(model, table, rows, config, profiles), table, held_out
+    )
     return sum(found[name] for name in _MEASURES)
 
 
@@ -110,7 +139,16 @@ def split_users(sequences: Sequences, window_length: int, seed: int) -> tuple[Se
         kept[begin:end] = False
     others = np.delete(lengths, held)
     starts = np.concatenate([[0], np.cumsum(others)]).astype(np.int64)
+    profiles = sequences.profiles
     return (
-        Sequences(sequences.rows[kept], starts),
-        HeldOut(windows[real], [rows for rows, fine in zip(targets, real, strict=True) if fine]),
+        Sequences(
+            sequences.rows[kept],
+            starts,
+            None if profiles is None else np.delete(profiles, held, axis=0),
+        ),
+        HeldOut(
+            windows[real],
+            [rows for rows, fine in zip(targets, real, strict=True) if fine],
+            None if profiles is None else profiles[held[real]],
+        ),
     )

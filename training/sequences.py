@@ -23,10 +23,12 @@ class Batch:
     Attributes:
         rows: int64 (B, L), windows, oldest click first, padded at the end with 0.
         targets: int64 (B, T), rows clicked after the window; 0 where there are fewer.
+        profiles: int64 (B, P), the users' codes; None where there are none.
     """
 
     rows: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
+    profiles: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,13 @@ class Sequences:
     Attributes:
         rows: int32 (C,), rows 1..N; 0 for an item that the table does not have.
         starts: int64 (U+1,), user `u` has `rows[starts[u]:starts[u + 1]]`.
+        profiles: int64 (U, P), a code for each field of a user's profile, 0 where it is not known;
+            None where there is no profile.
     """
 
     rows: npt.NDArray[np.int32]
     starts: npt.NDArray[np.int64]
+    profiles: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def from_log(cls, log: ClickLog, item_ids: Sequence[str]) -> "Sequences":
@@ -122,7 +127,8 @@ class Sequences:
         """
         positions = rng.permutation(self.example_positions())[:examples]
         ends = self.starts[np.searchsorted(self.starts, positions, side="right")]
-        begins = self.starts[np.searchsorted(self.starts, positions, side="right") - 1]
+        users = np.searchsorted(self.starts, positions, side="right") - 1
+        begins = self.starts[users]
         lengths = np.minimum(positions - begins, window_length)
         block = batch_size * BATCHES_SORTED_TOGETHER
         for start in range(0, len(positions), block):
@@ -134,6 +140,7 @@ class Sequences:
                 yield Batch(
                     rows=self.windows_before(positions[at], window_length),
                     targets=self._targets(rng, positions[at], ends[at], targets, horizon),
+                    profiles=None if self.profiles is None else self.profiles[users[at]],
                 )
 
     def _targets(

@@ -1,7 +1,10 @@
 """From clicks to a release folder: hold out, train, evaluate, export, write."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -12,15 +15,40 @@ from encoder.release import (
     default_release_name,
     write_release,
 )
+from training.checkpoint import Checkpoints
 from training.click_log import ClickLog, ClickLogError
+from training.curve import Curve, as_lines, as_png
 from training.evaluation import HeldOut, evaluate, evaluate_popularity
 from training.export import check_graph, checked_windows, export_graph
 from training.fit import Progress, ProgressCallback, torch_threads
 from training.inference import encode_windows, item_vectors
+from training.item_fields import Item, ItemFields, Kind, learn_fields
 from training.model import Mind
 from training.preset import TrainingConfig
 from training.recency import trained_model
 from training.sequences import Sequences
+
+CURVES_FILE: Final = "curves.png"
+CURVE_FILE: Final = "curve.jsonl"
+_SAMPLE: Final = 500  # users that recall is measured on during training
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What is known of items beside their clicks.
+
+    Attributes:
+        kinds: name of each field to its kind, see `encoder.item_fields.ItemField`.
+        items: item id to its fields' values; items and fields may be missing.
+    """
+
+    kinds: Mapping[str, Kind]
+    items: Mapping[str, Item]
+
+    def fields(self, item_ids: list[str]) -> ItemFields:
+        """The fields of the items that are trained on, in the order of the item table."""
+        items = [self.items.get(item, {}) for item in item_ids]
+        return ItemFields.of(learn_fields(self.kinds, items), items)
 
 
 def train_release(
@@ -30,8 +58,10 @@ def train_release(
     created_at: datetime,
     config: TrainingConfig | None = None,
     progress: ProgressCallback | None = None,
+    checkpoints: Checkpoints | None = None,
     release: str | None = None,
     parent: str | None = None,
+    catalogue: Catalogue | None = None,
 ) -> Release:
     """Train on all but the newest clicks, measure on those, and write a release.
 
@@ -41,8 +71,11 @@ def train_release(
         created_at: when, with a time zone.
         config: how; the default preset if None.
         progress: told about every step.
+        checkpoints: what a training of the same clicks and config goes on from if it was killed,
+            with the same outcome; they stay for the caller to delete.
         release: its name; after `created_at` if None.
         parent: the release in use, for the lineage.
+        catalogue: the items' fields, with which the release can place items to come.
 
     Returns:
         The release. Its metrics hold the measures on held-out clicks, the same for popularity
@@ -51,25 +84,29 @@ def train_release(
     Raises:
         ClickLogError: there is nothing to learn from.
         ReleaseError: the folder exists or the name is not valid.
+        CheckpointError: a checkpoint is of another training.
         ExportError: the exported graph disagrees with the model.
+        ValueError: a value in the catalogue is not of its field's kind; names the field.
     """
     config = config or TrainingConfig()
     tell = progress or (lambda _: None)
     if folder.exists():
         raise ReleaseError(f"{folder} exists; a release is never changed in place, choose another")
-    past, future = hold_out(clicks, config.holdout)
-    item_ids = vocabulary(past, config.min_item_clicks)
-    sequences = Sequences.from_log(past, item_ids)
-    if not len(sequences.example_positions()):
-        raise ClickLogError(
-            f"no user has two clicks on known items in the {len(past)} clicks to train on; train "
-            "on a longer time"
-        )
-
-    model, config = trained_model(sequences, len(item_ids), config, progress)
+    past, future, item_ids, sequences = to_learn_from(clicks, config)
+    fields = None if catalogue is None else catalogue.fields(item_ids)
+    held_out = HeldOut.split(past, future, item_ids, config.window_length)
+    curve = Curve(recall_on(held_out.sample(_SAMPLE), config) if len(held_out) else None)
+    model, config = trained_model(
+        sequences,
+        len(item_ids),
+        config,
+        progress,
+        fields,
+        checkpoints=checkpoints,
+        curve=curve,
+    )
 
     tell(Progress("evaluating", 0, 1))
-    held_out = HeldOut.split(past, future, item_ids, config.window_length)
     metrics = measure(model, sequences, held_out, config)
     tell(Progress("evaluating", 1, 1))
 
@@ -100,10 +137,48 @@ def train_release(
             hyper_parameters=config.hyper_parameters(),
         ),
         metrics=metrics,
+        item_fields=model.field_vectors(),
         parent=parent,
+        further={CURVES_FILE: as_png(curve.points), CURVE_FILE: as_lines(curve.points)},
     )
     tell(Progress("exporting", 1, 1))
     return written
+
+
+def help_training(
+    clicks: ClickLog,
+    *,
+    config: TrainingConfig,
+    progress: ProgressCallback | None = None,
+    checkpoints: Checkpoints | None = None,
+    catalogue: Catalogue | None = None,
+) -> None:
+    """What the other ranks do while the first one is in `train_release`, with the same arguments.
+
+    They share the steps of training; the first alone evaluates and writes.
+    """
+    _, _, item_ids, sequences = to_learn_from(clicks, config)
+    fields = None if catalogue is None else catalogue.fields(item_ids)
+    trained_model(sequences, len(item_ids), config, progress, fields, checkpoints=checkpoints)
+
+
+def to_learn_from(
+    clicks: ClickLog, config: TrainingConfig
+) -> tuple[ClickLog, ClickLog, list[str], Sequences]:
+    """Past and future clicks, the items of the past, and its sequences.
+
+    Raises:
+        ClickLogError: there is nothing to learn from.
+    """
+    past, future = hold_out(clicks, config.holdout)
+    item_ids = vocabulary(past, config.min_item_clicks)
+    sequences = Sequences.from_log(past, item_ids)
+    if not len(sequences.example_positions()):
+        raise ClickLogError(
+            f"no user has two clicks on known items in the {len(past)} clicks to train on; train "
+            "on a longer time"
+        )
+    return past, future, item_ids, sequences
 
 
 def hold_out(clicks: ClickLog, share: float) -> tuple[ClickLog, ClickLog]:
@@ -125,6 +200,20 @@ def vocabulary(clicks: ClickLog, min_item_clicks: int) -> list[str]:
     """The ids of the items clicked often enough, sorted: rows 1..N of the item table."""
     counts = np.bincount(clicks.items, minlength=len(clicks.item_ids))
     return [item for item, n in zip(clicks.item_ids, counts, strict=True) if n >= min_item_clicks]
+
+
+def recall_on(held_out: HeldOut, config: TrainingConfig) -> Callable[[Mind], float]:
+    """Measures Recall@20 of the served form of a model while it is trained."""
+
+    def recall(model: Mind) -> float:
+        table = item_vectors(model)
+        found = evaluate(
+            lambda windows: encode_windows(model, table, windows, config), table, held_out
+        )
+        model.train()
+        return found["recall_at_20"]
+
+    return recall
 
 
 def measure(

@@ -75,6 +75,13 @@ def test_torch_and_onnx_agree(
             assert np.mean(one == other.numpy()) > 0.999, name
 
 
+def test_an_average_can_be_served() -> None:
+    """The preset without routing is exported as any other, and agrees on windows of all kinds."""
+    model = Mind(30, width=8, interests=1, hidden=16, cosine=False, average=True)
+    windows = np.random.default_rng(0).integers(0, 31, (40, 6))
+    assert check_graph(export_graph(model), model, checked_windows(windows, 6)) <= 1e-5
+
+
 def test_the_graph_holds_weights_but_not_the_table(model: Mind, graph: bytes) -> None:
     """Its size does not grow with the items, and nothing of it lies outside."""
     assert len(graph) < 200_000

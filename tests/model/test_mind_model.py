@@ -123,6 +123,23 @@ def test_a_click_counts_for_less_the_more_came_after_it() -> None:
     torch.testing.assert_close(gated, alone)
 
 
+def test_an_average_is_of_the_known_clicks() -> None:
+    """Through the ReLU layer; nothing without a click; and it is one interest."""
+    model = Mind(9, width=6, interests=1, hidden=8, cosine=False, average=True)
+    mask = torch.tensor([[True, False, True, False], [False] * 4])
+    vectors = torch.randn(2, 4, 6) * mask.unsqueeze(2)
+    found, couplings = model.encode(vectors, mask, torch.randn(2, 4, 1))
+    expected = model.layers((vectors[0, 0] + vectors[0, 2]) / 2)
+    torch.testing.assert_close(found[0, 0], expected)
+    assert not found[1].any()
+    assert couplings[:, :, 0].tolist() == mask.float().tolist()
+    model.fade = 200.0
+    newest, _ = model.encode(vectors, mask, torch.randn(2, 4, 1))
+    torch.testing.assert_close(newest[0, 0], model.layers(vectors[0, 2]))
+    with pytest.raises(ValueError, match="one interest"):
+        Mind(9, width=6, interests=2, average=True)
+
+
 def test_an_item_that_is_dropped_has_its_neighbours_vectors_only() -> None:
     """And nothing at all without a graph."""
     sequences = Sequences(np.array([1, 2], np.int32), np.array([0, 2]))

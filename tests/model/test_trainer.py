@@ -1,6 +1,7 @@
 """From clicks to a release that has learned what is in them, and nothing that is not."""
 
 import dataclasses
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from tests.tastes import GROUPS, ITEMS_PER_GROUP, group_of, planted_log, shuffle
 from training.click_log import ClickLog, ClickLogError
 from training.evaluation import HeldOut, evaluate
 from training.fit import Progress
+from training.inference import item_vectors
 from training.preset import PRESETS, TrainingConfig
 from training.recency import trained_model
 from training.sequences import Sequences
-from training.trainer import hold_out, train_release, vocabulary
+from training.trainer import Catalogue, hold_out, train_release, vocabulary
 
 NOW = datetime(2026, 11, 24, 11, 30, tzinfo=UTC)
 CONFIG = TrainingConfig(
@@ -128,6 +130,44 @@ def test_progress_is_told_step_by_step(release: Release, progress: list[Progress
         assert done[-1][0] == done[-1][1]
     losses = [step.loss for step in progress if step.loss is not None]
     assert losses[-1] < losses[0]
+
+
+def test_a_release_places_items_to_come(planted: ClickLog, tmp_path: Path) -> None:
+    """From a catalogue that names tastes: a new item lies among the items of its own."""
+    items = {item: {"taste": str(group_of(item))} for item in planted.item_ids}
+    catalogue = Catalogue({"taste": "value"}, items)
+    config = dataclasses.replace(CONFIG, fades=(), epochs=1.0)
+    release = train_release(
+        planted, tmp_path / "r", created_at=NOW, config=config, catalogue=catalogue
+    )
+    assert release.item_fields is not None
+    for group in range(GROUPS):
+        nearest = int(np.argmax(release.items @ release.item_fields.vector({"taste": str(group)})))
+        assert group_of(release.item_ids[nearest - 1]) == group
+
+
+def test_recall_and_loss_are_told_and_drawn(release: Release, progress: list[Progress]) -> None:
+    """Recall on held-out clicks rises while the loss falls; both lie beside the release."""
+    recalls = [step.recall for step in progress if step.recall is not None]
+    assert recalls[-1] > recalls[0]
+    assert str(progress[-3]) == "evaluating"
+    points = [
+        json.loads(line) for line in (release.folder / "curve.jsonl").read_text().splitlines()
+    ]
+    measured = [point for point in points if point["recall"] is not None]
+    assert len(measured) == 20
+    assert measured[-1]["recall"] == release.manifest.metrics["recall_at_20"]
+    assert points[-1]["loss"] < points[0]["loss"]
+    assert (release.folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert {"curve.jsonl", "curves.png"} <= release.manifest.files.keys()
+
+
+def test_measuring_recall_changes_nothing(planted: ClickLog, release: Release) -> None:
+    """The item table is the one of a training that nobody watches."""
+    past, _ = hold_out(planted, CONFIG.holdout)
+    items = vocabulary(past, 1)
+    model, _ = trained_model(Sequences.from_log(past, items), len(items), CONFIG)
+    assert item_vectors(model).tobytes() == release.items.tobytes()
 
 
 @pytest.mark.parametrize("base", sorted(PRESETS))

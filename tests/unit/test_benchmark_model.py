@@ -103,7 +103,12 @@ def test_fields_can_be_changed_by_name() -> None:
             change(wrong)
 
 
-def test_a_preset_is_measured_on_both_parts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("preset", "changes"), [("default", {}), ("maxmf", {"learning_rate": 0.03})]
+)
+def test_a_preset_is_measured_on_both_parts(
+    tmp_path: Path, preset: str, changes: dict[str, object]
+) -> None:
     """Two groups of items that nobody mixes: the trained model finds the right one."""
     rng = np.random.default_rng(0)
 
@@ -115,7 +120,7 @@ def test_a_preset_is_measured_on_both_parts(tmp_path: Path) -> None:
         return text
 
     data = Benchmark.read(folder_of(tmp_path, lines(300), lines(20), lines(20)))
-    results = run(data, "default", 0)
+    results = run(data, preset, 0, changes)
     chance = 50 / 120
     for part in ("valid", "test"):
         assert results[part]["recall_at_50"] > 1.5 * chance

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from encoder.item_fields import ItemField, ItemFieldVectors
 from encoder.release import (
     Release,
     ReleaseError,
@@ -26,6 +27,13 @@ from encoder.release import (
 
 NOW = datetime(2026, 11, 24, 11, 30, tzinfo=UTC)
 ITEMS = np.array([[0, 0], [1, 0], [0, 1], [0.6, 0.8]], np.float32)
+FIELDS = ItemFieldVectors(
+    (
+        ItemField(name="colour", kind="value", values=("grün", "red")),
+        ItemField(name="price", kind="band", edges=(0.1, 2.5)),
+    ),
+    np.array([[3, 4], [1, 0], [0, 1], [2, 2], [0.1, 0.2]], np.float32),
+)
 
 
 def write(folder: Path, **changes: Any) -> Release:
@@ -82,6 +90,50 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     ]
 
 
+def test_item_fields_are_read_back(tmp_path: Path) -> None:
+    """With edges and vectors to the bit; a release without them has none, and lists no files."""
+    assert write(tmp_path / "without").item_fields is None
+    written = write(tmp_path / "r", item_fields=FIELDS)
+    assert {"item_fields.json", "item_fields.npy"} <= set(written.manifest.files)
+    store_release(written, str(tmp_path / "stored"))
+    found = open_release(tmp_path / "stored").item_fields
+    assert found is not None
+    assert found.fields == FIELDS.fields
+    assert found.unit
+    np.testing.assert_array_equal(found.vectors, FIELDS.vectors)
+    assert found.vector({"colour": "grün"}).tolist() == pytest.approx([0.6, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("item_fields.json", b"[]", "does not describe item fields"),
+        ("item_fields.json", b'{"fields": [], "unit": true}', r"float32 \(0, 2\)"),
+        ("item_fields.npy", b"no array", "plain numpy array"),
+    ],
+)
+def test_item_fields_that_do_not_fit_are_refused(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    """Changed with the manifest, so that only their content can tell."""
+    folder = tmp_path / "r"
+    write(folder, item_fields=FIELDS)
+    (folder / name).write_bytes(content)
+    with pytest.raises(ReleaseError, match="is not the file"):
+        open_release(folder)
+    edit_manifest(folder, lambda found: found["files"].update({name: record_of(folder / name)}))
+    with pytest.raises(ReleaseError, match=message):
+        open_release(folder)
+
+
+def test_item_fields_come_whole(tmp_path: Path) -> None:
+    """A manifest that lists codes without vectors is not valid."""
+    write(tmp_path / "r", item_fields=FIELDS)
+    edit_manifest(tmp_path / "r", lambda found: found["files"].pop("item_fields.npy"))
+    with pytest.raises(ReleaseError, match="only one of"):
+        open_release(tmp_path / "r")
+
+
 def test_rows_of_items(tmp_path: Path) -> None:
     """Known items have their row from 1, in the order asked for; unknown ones row 0."""
     rows = write(tmp_path / "r").rows(["plum", "quince", "apple"])
@@ -101,6 +153,10 @@ def test_rows_of_items(tmp_path: Path) -> None:
         ({"release": "../r1"}, "release"),
         ({"metrics": {"recall": float("nan")}}, "metrics"),
         ({"features": pa.table({"title": ["Apple"]})}, "3 rows"),
+        (
+            {"item_fields": ItemFieldVectors(FIELDS.fields, np.zeros((5, 3), np.float32))},
+            r"float32 \(5, 2\)",
+        ),
         ({"features": pa.table({"item_id": ["a", "b", "c"]})}, "no column item_id"),
     ],
 )
