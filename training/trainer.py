@@ -1,5 +1,6 @@
 """From clicks to a release folder: hold out, train, evaluate, export, write."""
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from training.fit import Progress, ProgressCallback, torch_threads
 from training.inference import encode_windows, item_vectors
 from training.model import Mind
 from training.preset import TrainingConfig
-from training.recency import trained_model
 from training.sequences import Sequences
+from training.warm_start import Previous, packed, parameters_of, succeeding_model
 
 
 def train_release(
@@ -31,7 +32,8 @@ def train_release(
     config: TrainingConfig | None = None,
     progress: ProgressCallback | None = None,
     release: str | None = None,
-    parent: str | None = None,
+    previous: Release | None = None,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> Release:
     """Train on all but the newest clicks, measure on those, and write a release.
 
@@ -42,11 +44,14 @@ def train_release(
         config: how; the default preset if None.
         progress: told about every step.
         release: its name; after `created_at` if None.
-        parent: the release in use, for the lineage.
+        previous: the release that this one succeeds: its parent, from which it starts if it can and
+            to which it is aligned; see `training.warm_start`.
+        notice: told whether it started from there.
 
     Returns:
         The release. Its metrics hold the measures on held-out clicks, the same for popularity
-        (`popularity_…`), and `evaluated_users`; without users to measure on, just the latter.
+        (`popularity_…`), and `evaluated_users`; without users to measure on, just the latter. With
+        a parent also `warm` and `item_cosine`, as in `training.warm_start.succeeding_model`.
 
     Raises:
         ClickLogError: there is nothing to learn from.
@@ -66,11 +71,14 @@ def train_release(
             "on a longer time"
         )
 
-    model, config = trained_model(sequences, len(item_ids), config, progress)
+    before = None if previous is None else Previous.of(previous)
+    model, config, succession = succeeding_model(
+        sequences, item_ids, config, before, progress, notice
+    )
 
     tell(Progress("evaluating", 0, 1))
     held_out = HeldOut.split(past, future, item_ids, config.window_length)
-    metrics = measure(model, sequences, held_out, config)
+    metrics = measure(model, sequences, held_out, config) | succession
     tell(Progress("evaluating", 1, 1))
 
     tell(Progress("exporting", 0, 1))
@@ -100,7 +108,8 @@ def train_release(
             hyper_parameters=config.hyper_parameters(),
         ),
         metrics=metrics,
-        parent=parent,
+        parent=None if previous is None else previous.name,
+        parameters=packed(parameters_of(model)),
     )
     tell(Progress("exporting", 1, 1))
     return written

@@ -1,0 +1,229 @@
+"""A model that goes on from the previous release, in the previous release's space.
+
+N items, D vector width, K interests.
+"""
+
+import dataclasses
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from encoder.release import PARAMETERS_FILE, Release, ReleaseError
+from training.alignment import mean_cosine, rotation, shared_rows, turn
+from training.fit import ProgressCallback, build_model, fit
+from training.inference import item_vectors
+from training.model import Mind
+from training.preset import TrainingConfig
+from training.recency import trained_model
+from training.sequences import Sequences
+
+# Of the items there is a vector in the release already, from which a table starts as well.
+_KEPT: Final = ("bilinear", "directions", "layers.")
+
+
+@dataclass(frozen=True)
+class Previous:
+    """What a release leaves to the one after it.
+
+    Attributes:
+        name: of the release.
+        preset: that it was trained with.
+        fade: that it was trained with.
+        item_ids: N ids, of rows 1..N.
+        items: float32 (N+1, D), served vectors.
+        parameters: the encoder's, by their names in `Mind`; empty if the release did not keep them.
+    """
+
+    name: str
+    preset: str
+    fade: float
+    item_ids: Sequence[str]
+    items: npt.NDArray[np.float32]
+    parameters: dict[str, npt.NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, release: Release) -> "Previous":
+        """What is in a release's folder.
+
+        Raises:
+            ReleaseError: its parameters are not an archive of plain arrays.
+        """
+        training = release.manifest.training
+        parameters = {}
+        path = release.folder / PARAMETERS_FILE
+        if PARAMETERS_FILE in release.manifest.files and path.exists():
+            try:
+                with np.load(path, allow_pickle=False) as archive:
+                    parameters = {name: archive[name] for name in archive.files}
+            except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+                raise ReleaseError(f"{path} is not an archive of plain arrays: {error}") from error
+            if not {"bilinear", "directions"} <= parameters.keys():
+                raise ReleaseError(f"{path} lacks bilinear or directions; write the release again")
+        return cls(
+            name=release.name,
+            preset=training.preset,
+            fade=float(training.hyper_parameters.get("fade", 0.0)),
+            item_ids=release.item_ids,
+            items=release.items,
+            parameters=parameters,
+        )
+
+
+def parameters_of(model: Mind) -> dict[str, npt.NDArray[np.float32]]:
+    """What a release keeps of a model beside what is served: S, directions and layers."""
+    return {
+        name: value.numpy().copy()
+        for name, value in model.state_dict().items()
+        if name.startswith(_KEPT)
+    }
+
+
+def packed(parameters: dict[str, npt.NDArray[np.float32]]) -> bytes:
+    """As an archive of arrays without pickle; the same arrays give the same bytes."""
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **parameters)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def obstacle(config: TrainingConfig, previous: Previous) -> str | None:
+    """Why a model of this config cannot go on from a release; None if it can."""
+    if not previous.parameters:
+        return "it did not keep its parameters"
+    layer = previous.parameters.get("layers.0.weight")
+    for name, wanted, found in (
+        ("preset", config.name, previous.preset),
+        ("width", config.width, previous.parameters["bilinear"].shape[0]),
+        ("number of interests", config.interests, previous.parameters["directions"].shape[1]),
+        ("width of the ReLU layer", config.hidden, 0 if layer is None else len(layer)),
+    ):
+        if wanted != found:
+            return f"its {name} is {found}, not {wanted}"
+    return None
+
+
+def warmed(config: TrainingConfig, previous: Previous) -> TrainingConfig:
+    """The config to go on with: the same fade without a trial, and `warm` of the examples.
+
+    Interests whose clicks fade otherwise are other interests, so a fade is found out anew only by a
+    cold start.
+    """
+    return dataclasses.replace(
+        config,
+        fade=previous.fade,
+        fades=(),
+        epochs=config.epochs * config.warm,
+        examples=max(1, int(config.examples * config.warm)),
+    )
+
+
+def start(model: Mind, item_ids: Sequence[str], previous: Previous) -> None:
+    """Give an untrained model what a release has learned.
+
+    Known items start from their served vectors: smoothed and of length 1, but in the place where
+    everything else expects them. A new item starts from the weighted mean of its neighbours'; at
+    random, if it has no neighbour that is known.
+
+    Args:
+        model: changed in place.
+        item_ids: N ids, of rows 1..N of its table.
+        previous: without an `obstacle`.
+    """
+    rows, before = shared_rows(item_ids, previous.item_ids)
+    known = torch.zeros(len(item_ids) + 1, 1)
+    known[rows] = 1
+    table = torch.zeros_like(model.table)
+    table[rows] = torch.from_numpy(previous.items[before])
+    if model.graph is not None:
+        weights = model.graph.neighbours(known)  # (N+1, 1)
+        near = (known == 0) & (weights > 0)
+        means = model.graph.neighbours(table) / torch.where(weights > 0, weights, 1.0)
+        table = torch.where(near, means, table)
+        known = torch.where(near, 1.0, known)
+    state = model.state_dict()
+    state["table"] = torch.where(known > 0, table, state["table"])
+    for name, value in previous.parameters.items():
+        state[name] = torch.from_numpy(value)
+    model.load_state_dict(state)
+
+
+def warm_model(
+    sequences: Sequences,
+    item_ids: Sequence[str],
+    config: TrainingConfig,
+    previous: Previous,
+    progress: ProgressCallback | None = None,
+) -> tuple[Mind, TrainingConfig]:
+    """Train a model that starts from a release without an `obstacle`; see `succeeding_model`."""
+    config = warmed(config, previous)
+    model = build_model(sequences, len(item_ids), config)
+    start(model, item_ids, previous)
+    fit(model, sequences, config, progress)
+    return model, config
+
+
+def align(model: Mind, item_ids: Sequence[str], previous: Previous) -> float:
+    """Turn a model so that its items lie nearest to where they lay, and seed its slots as before.
+
+    Nothing but the slots changes by it: training draws routing logits at random, so any directions
+    may seed those that are served, and with the previous release's an interest keeps its slot.
+
+    Args:
+        model: trained; changed in place, unless its width is another.
+        item_ids: N ids, of rows 1..N of its table.
+        previous: the release to lie like.
+
+    Returns:
+        The mean cosine between an item's vector and its previous one; NaN if nothing is shared.
+    """
+    table = item_vectors(model)
+    if table.shape[1] != previous.items.shape[1]:
+        return float("nan")
+    rows, before = shared_rows(item_ids, previous.item_ids)
+    turn(model, rotation(table[rows], previous.items[before]))
+    directions = previous.parameters.get("directions")
+    if directions is not None and directions.shape == tuple(model.directions.shape):
+        model.directions.copy_(torch.from_numpy(directions))
+    return mean_cosine(item_vectors(model), previous.items, rows, before)
+
+
+def succeeding_model(
+    sequences: Sequences,
+    item_ids: Sequence[str],
+    config: TrainingConfig,
+    previous: Previous | None,
+    progress: ProgressCallback | None = None,
+    notice: Callable[[str], None] = lambda _: None,
+) -> tuple[Mind, TrainingConfig, dict[str, float]]:
+    """Train a model that succeeds a release: from where that stands if it can, and in its space.
+
+    Args:
+        sequences: rows 1..N.
+        item_ids: N ids.
+        config: how.
+        previous: the release; None for a cold start in a space of its own.
+        progress: told about every step.
+        notice: told how it starts.
+
+    Returns:
+        The model; the config that it was trained with; and measures: `warm` is 1 if it went on from
+        the release, and `item_cosine` is the mean cosine of the same item in both.
+    """
+    if previous is None:
+        model, config = trained_model(sequences, len(item_ids), config, progress)
+        return model, config, {}
+    reason = obstacle(config, previous)
+    if reason is None:
+        notice(f"starting from release {previous.name}")
+        model, config = warm_model(sequences, item_ids, config, previous, progress)
+    else:
+        notice(f"starting anew, not from release {previous.name}: {reason}")
+        model, config = trained_model(sequences, len(item_ids), config, progress)
+    found = {"warm": float(reason is None)}
+    cosine = align(model, item_ids, previous)
+    return model, config, found if np.isnan(cosine) else found | {"item_cosine": cosine}
