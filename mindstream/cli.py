@@ -93,17 +93,29 @@ def train(
     since: Annotated[
         datetime | None, typer.Option(help="Only clicks produced at or after this time (UTC).")
     ] = None,
+    previous: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL of the release to start from, instead of the one in use."),
+    ] = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Start from none, in a space of its own.")
+    ] = False,
 ) -> None:
-    """Train a release, evaluate it on the newest clicks held out, and publish it."""
+    """Train a release, evaluate it on the newest clicks held out, and publish it.
+
+    It starts from the release in use and stays in its space, so that items hardly move.
+    """
     from mindstream.training_run import parse_interval, run_training
 
     settings = _settings()
+    if cold and previous is not None:
+        raise Misconfigured("--cold starts from no release, --previous from one: name one of them")
     interval_s = parse_interval(every) if every else None
     since_ms = int(since.replace(tzinfo=UTC).timestamp() * 1000) if since else None
     console = Console(stderr=True)
     while True:
         began = time.monotonic()
-        release = run_training(settings, parquet, since_ms, console)
+        release = run_training(settings, parquet, since_ms, console, previous=previous, cold=cold)
         typer.echo(json.dumps({"release": release.name, **release.manifest.metrics}))
         if interval_s is None:
             return
