@@ -87,7 +87,7 @@ def parameters_of(model: Mind) -> dict[str, npt.NDArray[np.float32]]:
 def packed(parameters: dict[str, npt.NDArray[np.float32]]) -> bytes:
     """As an archive of arrays without pickle; the same arrays give the same bytes."""
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **parameters)  # type: ignore[arg-type]
+    np.savez(file, allow_pickle=False, **parameters)
     return file.getvalue()
 
 
