@@ -23,8 +23,9 @@ from training.preset import TrainingConfig
 from training.recency import trained_model
 from training.sequences import Sequences
 
-# Of the items there is a vector in the release already, from which a table starts as well.
-_KEPT: Final = ("bilinear", "directions", "layers.")
+# The table as it was trained: served vectors are smoothed already, and starting from those costs
+# recall and moves items further (docs/model.md).
+_KEPT: Final = ("table", "bilinear", "directions", "layers.")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Previous:
         fade: that it was trained with.
         item_ids: N ids, of rows 1..N.
         items: float32 (N+1, D), served vectors.
-        parameters: the encoder's, by their names in `Mind`; empty if the release did not keep them.
+        parameters: by their names in `Mind`, the table's N+1 rows among them; empty if the release
+            did not keep them.
     """
 
     name: str
@@ -63,8 +65,12 @@ class Previous:
                     parameters = {name: archive[name] for name in archive.files}
             except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
                 raise ReleaseError(f"{path} is not an archive of plain arrays: {error}") from error
-            if not {"bilinear", "directions"} <= parameters.keys():
-                raise ReleaseError(f"{path} lacks bilinear or directions; write the release again")
+            needed = {"table", "bilinear", "directions"}
+            if not needed <= parameters.keys() or parameters["table"].shape != release.items.shape:
+                raise ReleaseError(
+                    f"{path} must hold {', '.join(sorted(needed))}, the table like the items; "
+                    "write the release again"
+                )
         return cls(
             name=release.name,
             preset=training.preset,
@@ -76,7 +82,7 @@ class Previous:
 
 
 def parameters_of(model: Mind) -> dict[str, npt.NDArray[np.float32]]:
-    """What a release keeps of a model beside what is served: S, directions and layers."""
+    """What a release keeps of a model for the next: table, S, directions and layers."""
     return {
         name: value.numpy().copy()
         for name, value in model.state_dict().items()
@@ -125,9 +131,8 @@ def warmed(config: TrainingConfig, previous: Previous) -> TrainingConfig:
 def start(model: Mind, item_ids: Sequence[str], previous: Previous) -> None:
     """Give an untrained model what a release has learned.
 
-    Known items start from their served vectors: smoothed and of length 1, but in the place where
-    everything else expects them. A new item starts from the weighted mean of its neighbours'; at
-    random, if it has no neighbour that is known.
+    A known item starts from its vector there, a new one from the weighted mean of its neighbours';
+    at random, if it has no neighbour that is known.
 
     Args:
         model: changed in place.
@@ -138,7 +143,7 @@ def start(model: Mind, item_ids: Sequence[str], previous: Previous) -> None:
     known = torch.zeros(len(item_ids) + 1, 1)
     known[rows] = 1
     table = torch.zeros_like(model.table)
-    table[rows] = torch.from_numpy(previous.items[before])
+    table[rows] = torch.from_numpy(previous.parameters["table"][before])
     if model.graph is not None:
         weights = model.graph.neighbours(known)  # (N+1, 1)
         near = (known == 0) & (weights > 0)
@@ -148,7 +153,8 @@ def start(model: Mind, item_ids: Sequence[str], previous: Previous) -> None:
     state = model.state_dict()
     state["table"] = torch.where(known > 0, table, state["table"])
     for name, value in previous.parameters.items():
-        state[name] = torch.from_numpy(value)
+        if name != "table":
+            state[name] = torch.from_numpy(value)
     model.load_state_dict(state)
 
 

@@ -98,9 +98,10 @@ def test_another_preset_starts_anew_and_is_aligned(
 
 
 def test_a_release_keeps_what_the_next_one_starts_from(before: Release) -> None:
-    """S and the directions, in an archive of plain arrays; the items are those that are served."""
+    """The table as trained, S and the directions, in an archive of plain arrays."""
     left = Previous.of(before)
     assert {name: value.shape for name, value in left.parameters.items()} == {
+        "table": before.items.shape,
         "bilinear": (16, 16),
         "directions": (16, 3),
     }
@@ -116,9 +117,9 @@ def test_a_model_starts_where_the_release_stands() -> None:
     parent = build_model(sequences, 4, dataclasses.replace(config, seed=7))
     table = np.zeros((3, 16), np.float32)
     table[1, 0] = table[2, 1] = 1
-    previous = Previous(
-        "r_before", "default", 0.0, ["known-2", "known-1"], table, parameters_of(parent)
-    )
+    parameters = parameters_of(parent) | {"table": table}
+    served = np.full_like(table, np.nan)
+    previous = Previous("r_before", "default", 0.0, ["known-2", "known-1"], served, parameters)
     model = build_model(sequences, 4, config)
     lone = model.table[3].detach().numpy().copy()
     start(model, items, previous)
