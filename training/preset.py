@@ -64,7 +64,7 @@ class TrainingConfig:
     fade: float = 0.0
     fades: tuple[float, ...] = (0.0, 0.2)
     trial: float = 0.1
-    warm: float = 0.25
+    warm: float = 0.5
     smoothing: float = 3.0
     graph_reach: int = 3
     neighbours: int = 64

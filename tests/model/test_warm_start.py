@@ -27,6 +27,7 @@ CONFIG = TrainingConfig(
     batch_size=256,
     negatives=128,
     learning_rate=0.02,
+    warm=0.25,
     holdout=0.2,
 )
 
