@@ -35,6 +35,8 @@ FIELDS_FILE: Final = "item_fields.json"
 FIELD_VECTORS_FILE: Final = "item_fields.npy"
 FIELD_FILES: Final = (FIELDS_FILE, FIELD_VECTORS_FILE)
 """Of releases whose items have fields: both or neither."""
+PARAMETERS_FILE: Final = "parameters.npz"
+"""For the trainer alone, which goes on from it; a release is whole without."""
 UNKNOWN_ROW: Final = 0
 """Row of the item table for padding and for items the release does not know; all zeros."""
 
@@ -168,6 +170,7 @@ def write_release(
     item_fields: ItemFieldVectors | None = None,
     parent: str | None = None,
     further: Mapping[str, bytes] | None = None,
+    parameters: bytes | None = None,
 ) -> Release:
     """Write a release folder in one step: readers see all of it or nothing.
 
@@ -187,6 +190,7 @@ def write_release(
         item_fields: vectors of the values that items' fields have, for items to come.
         parent: the release that this one was trained from.
         further: files for people to look at, by name; serving reads none of them.
+        parameters: what the next one is trained from, an archive for the trainer alone.
 
     Raises:
         ReleaseError: what was passed does not make a release, or the folder exists.
@@ -218,12 +222,12 @@ def write_release(
         (draft / ENCODER_FILE).write_bytes(encoder)
         np.save(draft / ITEMS_FILE, np.ascontiguousarray(items), allow_pickle=False)
         pq.write_table(pa.table(columns), draft / ITEM_IDS_FILE)
-        names = [*REQUIRED_FILES, *further]
         for name, content in further.items():
             (draft / name).write_bytes(content)
         if item_fields is not None:
             _write_fields(draft, item_fields)
-            names += FIELD_FILES
+        if parameters is not None:
+            (draft / PARAMETERS_FILE).write_bytes(parameters)
         try:
             manifest = Manifest(
                 release=release,
@@ -236,7 +240,7 @@ def write_release(
                 training=training,
                 metrics=metrics or {},
                 parent=parent,
-                files={name: _record(draft / name) for name in names},
+                files={file.name: _record(file) for file in sorted(draft.iterdir())},
             )
         except ValidationError as error:
             raise ReleaseError(f"{folder.name}: not a valid manifest: {error}") from error
@@ -265,7 +269,8 @@ def open_release(folder: Path) -> Release:
     """
     manifest = _read_manifest(_bytes_of(folder / MANIFEST_FILE), folder / MANIFEST_FILE)
     for name, expected in manifest.files.items():
-        _verify(folder, name, expected)
+        if name != PARAMETERS_FILE or (folder / name).exists():
+            _verify(folder, name, expected)
 
     items_path, ids_path = folder / ITEMS_FILE, folder / ITEM_IDS_FILE
     try:
@@ -324,11 +329,16 @@ def _read_fields(folder: Path, manifest: Manifest) -> ItemFieldVectors:
     return ItemFieldVectors(record.fields, vectors, record.unit)
 
 
-def fetch_release(url: str, cache_dir: Path) -> Release:
+def fetch_release(url: str, cache_dir: Path, *, to_train: bool = False) -> Release:
     """Open a release that lies at a local path or under any fsspec URL.
 
     A local one is opened where it lies. A remote one is copied to `cache_dir` once, under its name
     and the hash of its manifest, so that a release published twice under one name is not confused.
+
+    Args:
+        url: where it lies.
+        cache_dir: where copies are kept.
+        to_train: copy what only the trainer needs, too.
 
     Raises:
         ReleaseUnavailableError: the storage does not answer; try again.
@@ -348,7 +358,9 @@ def fetch_release(url: str, cache_dir: Path) -> Release:
 
     raw = read(MANIFEST_FILE)
     manifest = _read_manifest(raw, f"{url}/{MANIFEST_FILE}")
-    folder = cache_dir / f"{manifest.release}-{hashlib.sha256(raw).hexdigest()[:16]}"
+    needed = [name for name in manifest.files if to_train or name != PARAMETERS_FILE]
+    part = "-to-train" if PARAMETERS_FILE in needed else ""
+    folder = cache_dir / f"{manifest.release}-{hashlib.sha256(raw).hexdigest()[:16]}{part}"
     if folder.exists():
         try:
             return open_release(folder)
@@ -358,7 +370,7 @@ def fetch_release(url: str, cache_dir: Path) -> Release:
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache_dir))
     try:
         (draft / MANIFEST_FILE).write_bytes(raw)
-        for name in manifest.files:
+        for name in needed:
             (draft / name).write_bytes(read(name))
         open_release(draft)
         try:
@@ -382,6 +394,8 @@ def store_release(release: Release, url: str) -> None:
     try:
         filesystem.makedirs(root, exist_ok=True)
         for name in (*release.manifest.files, MANIFEST_FILE):
+            if name == PARAMETERS_FILE and not (release.folder / name).exists():
+                continue  # of a copy that was fetched without it
             filesystem.put_file(str(release.folder / name), f"{root.rstrip('/')}/{name}")
     except OSError as error:
         raise ReleaseUnavailableError(f"cannot write {release.name} to {url}: {error}") from error

@@ -88,23 +88,35 @@ def train(
     since: Annotated[
         datetime | None, typer.Option(help="Only clicks produced at or after this time (UTC).")
     ] = None,
+    previous: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL of the release to start from, instead of the one in use."),
+    ] = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Start from none, in a space of its own.")
+    ] = False,
 ) -> None:
     """Train a release, evaluate it on the newest clicks held out, and publish it.
 
-    Killed and started again, it goes on where it was. `torchrun -m mindstream train` trains in
-    several processes.
+    It starts from the release in use and stays in its space, so that items hardly move. Killed and
+    started again, it goes on where it was. `torchrun -m mindstream train` trains in several
+    processes.
     """
     from mindstream.training_run import parse_interval, run_training
     from training.ranks import joined
 
     settings = start.settings()
+    if cold and previous is not None:
+        raise Misconfigured("--cold starts from no release, --previous from one: name one of them")
     interval_s = parse_interval(every) if every else None
     since_ms = int(since.replace(tzinfo=UTC).timestamp() * 1000) if since else None
     console = Console(stderr=True)
     with joined():
         while True:
             began = time.monotonic()
-            release = run_training(settings, parquet, since_ms, console)
+            release = run_training(
+                settings, parquet, since_ms, console, previous=previous, cold=cold
+            )
             if release is not None:
                 typer.echo(json.dumps({"release": release.name, **release.manifest.metrics}))
             if interval_s is None:

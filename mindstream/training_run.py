@@ -17,7 +17,7 @@ from encoder.click_history import click_ends
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.milvus_client import close_embedded
-from encoder.release import Release
+from encoder.release import Release, ReleaseError, ReleaseUnavailableError, fetch_release
 from encoder.release_topic import read_releases
 from encoder.settings import Settings
 from mindstream.progress import Waiting
@@ -54,7 +54,13 @@ def usable_cores() -> int:
 
 
 def run_training(
-    settings: Settings, parquet: Path | None, since_ms: int | None, console: Console
+    settings: Settings,
+    parquet: Path | None,
+    since_ms: int | None,
+    console: Console,
+    *,
+    previous: str | None = None,
+    cold: bool = False,
 ) -> Release | None:
     """Read clicks, from a Parquet file or else from the topic; train and publish.
 
@@ -62,26 +68,36 @@ def run_training(
     another config is moved aside, which is told, and training starts anew. Under `torchrun` all
     ranks read and train, and the first writes and publishes.
 
+    Args:
+        settings: of all that is read and written.
+        parquet: a file of clicks; None for the topic.
+        since_ms: only clicks from then on.
+        console: where progress is shown.
+        previous: folder or URL of the release to start from; None for the one in use.
+        cold: start from none.
+
     Returns:
         The release; None on the ranks that only help.
 
     Raises:
         ClickLogError: the clicks cannot be read, or are too few.
+        ReleaseError: what `previous` names is not a release.
         Unavailable: Kafka or Milvus does not answer.
     """
     checkpoints = Checkpoints(
         Path(settings.releases.cache) / "checkpoint", settings.trainer.checkpoint_every_s
     )
     with Waiting(console) as waiting:
+        start = None if cold else previous_release(settings, previous, waiting)
         try:
-            return _run(settings, parquet, since_ms, checkpoints, waiting)
+            return _run(settings, parquet, since_ms, checkpoints, waiting, start)
         except CheckpointError as error:
             ranks.wait_for_all()  # each has seen it
             if ranks.rank() == 0:
                 aside = set_aside(checkpoints.folder)
                 waiting.tell(f"training anew, with the checkpoint moved to {aside}: {error}")
             ranks.wait_for_all()
-            return _run(settings, parquet, since_ms, checkpoints, waiting)
+            return _run(settings, parquet, since_ms, checkpoints, waiting, start)
 
 
 def _run(
@@ -90,6 +106,7 @@ def _run(
     since_ms: int | None,
     checkpoints: Checkpoints,
     waiting: Waiting,
+    previous: Release | None,
 ) -> Release | None:
     waiting.start(f"reading clicks from {parquet or settings.kafka.clicks_topic}")
     if parquet is not None:
@@ -103,15 +120,50 @@ def _run(
         )
     if ranks.rank() > 0:
         help_training(
-            log, config=training_config(settings), progress=_shown(waiting), checkpoints=checkpoints
+            log,
+            config=training_config(settings),
+            progress=_shown(waiting),
+            checkpoints=checkpoints,
+            previous=previous,
         )
         ranks.wait_for_all()
         return None
     work = Path(settings.releases.cache) / "training"
-    release = train_and_publish(log, settings, work, waiting, checkpoints)
+    release = train_and_publish(log, settings, work, waiting, checkpoints, previous)
     ranks.wait_for_all()  # until each has read the last checkpoint
     shutil.rmtree(checkpoints.folder, ignore_errors=True)
     return release
+
+
+def previous_release(settings: Settings, url: str | None, waiting: Waiting) -> Release | None:
+    """The release at a URL; without one, the release in use if there is one that can be read.
+
+    Raises:
+        ReleaseError: there is no valid release at the URL.
+        Unavailable: the storage, Kafka or Milvus does not answer.
+    """
+    cache = Path(settings.releases.cache)
+    if url is not None:
+        return fetch_release(url, cache, to_train=True)
+    waiting.start("looking for the release in use")
+    index = InterestIndex(settings.milvus)
+    try:
+        in_use = index.release_in_use()
+    finally:
+        index.close()
+        close_embedded(settings.milvus.uri)
+    if in_use is None:
+        return None
+    urls = {one.release: one.url for one in read_releases(settings.kafka).announced}
+    try:
+        if in_use.name not in urls:
+            raise ReleaseError(f"{in_use.name} is in use, but was not announced")
+        return fetch_release(urls[in_use.name], cache, to_train=True)
+    except ReleaseUnavailableError:
+        raise
+    except ReleaseError as error:
+        waiting.start(f"starting anew, not from the release in use: {error}")
+        return None
 
 
 def _ends(settings: Settings, since_ms: int | None, folder: Path) -> dict[int, int]:
@@ -171,6 +223,7 @@ def train_and_publish(
     work: Path,
     waiting: Waiting,
     checkpoints: Checkpoints | None = None,
+    previous: Release | None = None,
 ) -> Release:
     """Train on a log and publish the release; `work` is a folder to write it in first.
 
@@ -188,6 +241,8 @@ def train_and_publish(
         config=config,
         progress=_shown(waiting),
         checkpoints=checkpoints,
+        previous=previous,
+        notice=waiting.start,
     )
     waiting.start(f"publishing release {release.name}")
     index = InterestIndex(settings.milvus)

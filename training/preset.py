@@ -32,6 +32,7 @@ class TrainingConfig:
         fades: of which the one is taken that recommends best to users held out; none to take
             `fade` as it is.
         trial: share of the examples that each of them is tried with.
+        warm: share of the epochs and of the examples when starting from the previous release.
         smoothing: weight of an item's neighbours in its vector, over that of its own; 0 for none.
         graph_reach: items are neighbours when clicked this close to each other.
         neighbours: an edge is kept if it is among the so many heaviest of either item.
@@ -68,6 +69,7 @@ class TrainingConfig:
     fade: float = 0.0
     fades: tuple[float, ...] = (0.0, 0.2)
     trial: float = 0.1
+    warm: float = 0.5
     smoothing: float = 3.0
     graph_reach: int = 3
     neighbours: int = 64
@@ -98,6 +100,7 @@ class TrainingConfig:
                 ("fade", "at least 0", self.fade >= 0),
                 ("fades", "at least 0 each", all(fade >= 0 for fade in self.fades)),
                 ("trial", "above 0 and at most 1", 0 < self.trial <= 1),
+                ("warm", "above 0 and at most 1", 0 < self.warm <= 1),
                 ("smoothing", "at least 0", self.smoothing >= 0),
                 ("graph_reach", "at least 1", self.graph_reach >= 1),
                 ("neighbours", "at least 1", self.neighbours >= 1),
@@ -119,7 +122,7 @@ class TrainingConfig:
     def hyper_parameters(self) -> dict[str, bool | int | float | str]:
         """For the manifest; infinity as the text "inf", since JSON has none."""
         values = dataclasses.asdict(self)
-        for name in ("name", "seed", "fades", "trial"):  # by then one of them was chosen
+        for name in ("name", "seed", "fades", "trial", "warm"):  # by then they were applied
             del values[name]
         return {k: str(v) if v == math.inf else v for k, v in values.items()}
 

@@ -25,8 +25,8 @@ from training.inference import encode_windows, item_vectors
 from training.item_fields import Item, ItemFields, Kind, learn_fields
 from training.model import Mind
 from training.preset import TrainingConfig
-from training.recency import trained_model
 from training.sequences import Sequences
+from training.warm_start import Previous, packed, parameters_of, succeeding_model
 
 CURVES_FILE: Final = "curves.png"
 CURVE_FILE: Final = "curve.jsonl"
@@ -60,7 +60,8 @@ def train_release(
     progress: ProgressCallback | None = None,
     checkpoints: Checkpoints | None = None,
     release: str | None = None,
-    parent: str | None = None,
+    previous: Release | None = None,
+    notice: Callable[[str], None] = lambda _: None,
     catalogue: Catalogue | None = None,
 ) -> Release:
     """Train on all but the newest clicks, measure on those, and write a release.
@@ -74,12 +75,15 @@ def train_release(
         checkpoints: what a training of the same clicks and config goes on from if it was killed,
             with the same outcome; they stay for the caller to delete.
         release: its name; after `created_at` if None.
-        parent: the release in use, for the lineage.
+        previous: the release that this one succeeds: its parent, from which it starts if it can and
+            to which it is aligned; see `training.warm_start`.
+        notice: told whether it started from there.
         catalogue: the items' fields, with which the release can place items to come.
 
     Returns:
         The release. Its metrics hold the measures on held-out clicks, the same for popularity
-        (`popularity_…`), and `evaluated_users`; without users to measure on, just the latter.
+        (`popularity_…`), and `evaluated_users`; without users to measure on, just the latter. With
+        a parent also `warm` and `item_cosine`, as in `training.warm_start.succeeding_model`.
 
     Raises:
         ClickLogError: there is nothing to learn from.
@@ -96,18 +100,21 @@ def train_release(
     fields = None if catalogue is None else catalogue.fields(item_ids)
     held_out = HeldOut.split(past, future, item_ids, config.window_length)
     curve = Curve(recall_on(held_out.sample(_SAMPLE), config) if len(held_out) else None)
-    model, config = trained_model(
+    before = None if previous is None else Previous.of(previous)
+    model, config, succession = succeeding_model(
         sequences,
-        len(item_ids),
+        item_ids,
         config,
+        before,
         progress,
-        fields,
+        notice,
+        fields=fields,
         checkpoints=checkpoints,
         curve=curve,
     )
 
     tell(Progress("evaluating", 0, 1))
-    metrics = measure(model, sequences, held_out, config)
+    metrics = measure(model, sequences, held_out, config) | succession
     tell(Progress("evaluating", 1, 1))
 
     tell(Progress("exporting", 0, 1))
@@ -138,7 +145,8 @@ def train_release(
         ),
         metrics=metrics,
         item_fields=model.field_vectors(),
-        parent=parent,
+        parent=None if previous is None else previous.name,
+        parameters=packed(parameters_of(model)),
         further={CURVES_FILE: as_png(curve.points), CURVE_FILE: as_lines(curve.points)},
     )
     tell(Progress("exporting", 1, 1))
@@ -151,6 +159,7 @@ def help_training(
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
     checkpoints: Checkpoints | None = None,
+    previous: Release | None = None,
     catalogue: Catalogue | None = None,
 ) -> None:
     """What the other ranks do while the first one is in `train_release`, with the same arguments.
@@ -159,7 +168,10 @@ def help_training(
     """
     _, _, item_ids, sequences = to_learn_from(clicks, config)
     fields = None if catalogue is None else catalogue.fields(item_ids)
-    trained_model(sequences, len(item_ids), config, progress, fields, checkpoints=checkpoints)
+    before = None if previous is None else Previous.of(previous)
+    succeeding_model(
+        sequences, item_ids, config, before, progress, fields=fields, checkpoints=checkpoints
+    )
 
 
 def to_learn_from(

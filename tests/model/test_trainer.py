@@ -57,7 +57,6 @@ def release(
         created_at=NOW,
         config=CONFIG,
         progress=progress.append,
-        parent="r_before",
     )
 
 
@@ -109,13 +108,13 @@ def test_the_release_encodes_as_it_was_measured(planted: ClickLog, release: Rele
 
 
 def test_the_manifest_says_what_was_trained_on(planted: ClickLog, release: Release) -> None:
-    """Only what came before the held-out part; with lineage, seed and every hyper-parameter."""
+    """Only what came before the held-out part; with its name, seed and every hyper-parameter."""
     manifest = release.manifest
     past, future = hold_out(planted, 0.2)
     assert manifest.training.until_ms < future.timestamps_ms.min()
     assert manifest.training.clicks == len(past)
     assert len(future) == pytest.approx(0.2 * len(planted), rel=0.01)
-    assert (manifest.release, manifest.parent) == ("r20261124_113000", "r_before")
+    assert (manifest.release, manifest.parent) == ("r20261124_113000", None)
     assert manifest.training.hyper_parameters["attention_power"] == "inf"
     assert manifest.training.hyper_parameters["width"] == manifest.width == 16
 

@@ -305,6 +305,21 @@ def test_a_stored_release_is_fetched_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.items, ITEMS)
 
 
+def test_what_only_the_trainer_needs_is_fetched_by_the_trainer(tmp_path: Path) -> None:
+    """Serving is content without it, and stores the release on without it."""
+    release = write(tmp_path / "r", parameters=b"an archive")
+    store_release(release, memory_url("to_train/r"))
+    served = fetch_release(memory_url("to_train/r"), tmp_path / "cache")
+    assert "parameters.npz" in served.manifest.files
+    assert not (served.folder / "parameters.npz").exists()
+    store_release(served, memory_url("to_train_on/r"))
+    whole = fetch_release(memory_url("to_train/r"), tmp_path / "cache", to_train=True)
+    assert (whole.folder / "parameters.npz").read_bytes() == b"an archive"
+    (whole.folder / "parameters.npz").write_bytes(b"an Archive")
+    with pytest.raises(ReleaseError, match=r"parameters\.npz is not the file"):
+        open_release(whole.folder)
+
+
 def test_a_damaged_cache_entry_is_fetched_again(tmp_path: Path) -> None:
     """What went wrong on disk since the last fetch is repaired, not used."""
     store_release(write(tmp_path / "r"), memory_url("damaged/r"))
