@@ -75,19 +75,18 @@ def encoder_inputs(
         seconds before the window's newest click. L' is the longest of the windows, at most L.
     """
     counts = clicks.counts
-    users = len(counts)
     kept = np.minimum(counts, window_length)
-    longest = int(kept.max(initial=0))
-    rows = np.zeros((users, longest), np.int32)
-    ages = np.zeros((users, longest), np.float32)
     ends = np.cumsum(counts)
-    owner = np.repeat(np.arange(users), counts)
-    position = np.arange(len(clicks.rows)) - np.repeat(ends - kept, counts)
-    inside = position >= 0
-    owner, position = owner[inside], position[inside]
-    newest = clicks.timestamps_ms[ends[owner] - 1]
-    rows[owner, position] = clicks.rows[inside]
-    ages[owner, position] = (newest - clicks.timestamps_ms[inside]) / 1000.0
+    known, at = clicks.rows, clicks.timestamps_ms
+    seconds = (at[np.repeat(ends - 1, counts)] - at) / 1000.0
+    if np.any(kept < counts):
+        inside = np.arange(len(known)) >= np.repeat(ends - kept, counts)
+        known, seconds = known[inside], seconds[inside]
+    places = np.arange(int(kept.max(initial=0))) < kept[:, None]  # (B, L')
+    rows = np.zeros(places.shape, np.int32)
+    ages = np.zeros(places.shape, np.float32)
+    rows[places] = known
+    ages[places] = seconds
     return rows, ages
 
 
@@ -97,8 +96,10 @@ def interest_counts(release: Release, clicks: ClickColumns) -> NDArray[np.int64]
     max(1, min(K, log2 n)) for a window with n known clicks (MIND, section 3.3.2), and 0
     where no click is on a known item.
     """
-    rows, _ = encoder_inputs(clicks, window_length=release.manifest.window_length)
-    known = np.count_nonzero(rows, axis=1)
+    ends = np.cumsum(clicks.counts)
+    kept = np.minimum(clicks.counts, release.manifest.window_length)
+    so_far = np.concatenate([[0], np.cumsum(clicks.rows != 0)])
+    known = so_far[ends] - so_far[ends - kept]  # (B,)
     # frexp is exact where log2 of a float might round: known = m * 2^e with m in [0.5, 1).
     floor_log2 = np.frexp(known)[1] - 1
     counts = np.clip(floor_log2, 1, release.manifest.interests)

@@ -14,7 +14,7 @@ from encoder.release import Release, ReleaseError
 
 INPUTS: Final = ("items", "rows", "ages")
 OUTPUTS: Final = ("interests", "counts", "weights", "assignment", "exemplars")
-CHUNK_USERS: Final = 256
+CHUNK_USERS: Final = 128
 """Users per call of the graph: keeps its tensors in cache and its memory bounded."""
 LENGTH_STEP: Final = 8
 """Windows are padded to a multiple of this, so that the graph sees few distinct shapes."""
@@ -92,7 +92,8 @@ class MindEncoder:
         if not rows.size:
             return batch
         # Windows of similar length go together, since the work grows with the padded length.
-        lengths = (np.arange(1, length + 1) * (rows != 0)).max(axis=1)
+        known = rows != 0
+        lengths = np.where(known.any(axis=1), length - known[:, ::-1].argmax(axis=1), 0)
         order = np.argsort(lengths, kind="stable")
         for start in range(0, users, CHUNK_USERS):
             chunk = order[start : start + CHUNK_USERS]

@@ -88,16 +88,19 @@ def run_training(
         Path(settings.releases.cache) / "checkpoint", settings.trainer.checkpoint_every_s
     )
     with Waiting(console) as waiting:
-        start = None if cold else previous_release(settings, previous, waiting)
+
+        def run() -> Release | None:
+            return _run(settings, parquet, since_ms, checkpoints, waiting, previous, cold=cold)
+
         try:
-            return _run(settings, parquet, since_ms, checkpoints, waiting, start)
+            return run()
         except CheckpointError as error:
             ranks.wait_for_all()  # each has seen it
             if ranks.rank() == 0:
                 aside = set_aside(checkpoints.folder)
                 waiting.tell(f"training anew, with the checkpoint moved to {aside}: {error}")
             ranks.wait_for_all()
-            return _run(settings, parquet, since_ms, checkpoints, waiting, start)
+            return run()
 
 
 def _run(
@@ -106,7 +109,9 @@ def _run(
     since_ms: int | None,
     checkpoints: Checkpoints,
     waiting: Waiting,
-    previous: Release | None,
+    previous: str | None,
+    *,
+    cold: bool,
 ) -> Release | None:
     waiting.start(f"reading clicks from {parquet or settings.kafka.clicks_topic}")
     if parquet is not None:
@@ -118,18 +123,19 @@ def _run(
             ends=_ends(settings, since_ms, checkpoints.folder),
             progress=lambda clicks: waiting.describe(f"{clicks:,} clicks"),
         )
+    start = None if cold else previous_release(settings, previous, waiting)
     if ranks.rank() > 0:
         help_training(
             log,
             config=training_config(settings),
             progress=_shown(waiting),
             checkpoints=checkpoints,
-            previous=previous,
+            previous=start,
         )
         ranks.wait_for_all()
         return None
     work = Path(settings.releases.cache) / "training"
-    release = train_and_publish(log, settings, work, waiting, checkpoints, previous)
+    release = train_and_publish(log, settings, work, waiting, checkpoints, start)
     ranks.wait_for_all()  # until each has read the last checkpoint
     shutil.rmtree(checkpoints.folder, ignore_errors=True)
     return release

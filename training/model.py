@@ -3,10 +3,12 @@
 B users, L window length, K interests, D vector width, T targets.
 """
 
+import functools
 import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from encoder.item_fields import ItemFieldVectors
 from training.item_fields import FieldSums, ItemFields
@@ -35,25 +37,34 @@ def slot_counts(clicks: Tensor, slots: int) -> Tensor:
     return torch.where(clicks > 0, reached.clamp(min=1), torch.zeros_like(clicks))
 
 
+def click_counts(mask: Tensor) -> Tensor:
+    """How many clicks a window has: int64 (B,), of bool (B, L)."""
+    # Floating point is exact here, and adding integers is slow in ONNX Runtime.
+    return mask.to(torch.float32).sum(dim=1).to(torch.int64)
+
+
 def unit(vectors: Tensor) -> Tensor:
     """Scale vectors over their last axis to length 1; zero stays zero, without NaN gradients."""
-    squares = _squared_length(vectors)
+    squares = _inner(vectors, vectors)
     # torch's ONNX exporter drops additions of tiny constants, so an epsilon would not survive.
-    some = squares > 0
-    return vectors * torch.where(some, squares, torch.ones_like(squares)).rsqrt()
+    return vectors * torch.where(squares > 0, squares, 1.0).rsqrt().unsqueeze(-1)
 
 
-def _squared_length(vectors: Tensor) -> Tensor:
-    # As a product of matrices, because ONNX Runtime adds up a row in an order that depends on where
-    # the row lies in memory, so that a user's bits would depend on who else is in the batch.
-    return (vectors * vectors) @ vectors.new_ones(vectors.shape[-1], 1)
+def _inner(one: Tensor, other: Tensor) -> Tensor:
+    # Over the last axis. As a product of matrices, because ONNX Runtime adds up a row in an order
+    # that depends on where the row lies in memory, so that a user's bits would depend on who else
+    # is in the batch.
+    return ((one * other) @ one.new_ones(one.shape[-1], 1)).squeeze(-1)
 
 
 def squash(vectors: Tensor) -> Tensor:
     """Map lengths to [0, 1), keeping directions, as the paper's squash; zero stays zero."""
-    squares = _squared_length(vectors)
-    safe = torch.where(squares > 0, squares, torch.ones_like(squares))
-    return vectors * (safe.sqrt() / (1 + squares))
+    return vectors * _squashing(_inner(vectors, vectors)).unsqueeze(-1)
+
+
+def _squashing(squares: Tensor) -> Tensor:
+    # By what vectors of these squared lengths are multiplied.
+    return torch.where(squares > 0, squares, 1.0).sqrt() / (1 + squares)
 
 
 def route(
@@ -64,6 +75,8 @@ def route(
     slots: Tensor,
     iterations: int,
     gates: Tensor | None = None,
+    *,
+    squashed: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Group each user's clicks into interest capsules.
 
@@ -80,27 +93,50 @@ def route(
         slots: bool (B, K), True for the interests that the user has.
         iterations: rounds of routing, at least 1.
         gates: float32 (B, L), how much each click counts in a capsule; 1 each if None.
+        squashed: False leaves the capsules as they are before the squash, which changes lengths
+            only.
 
     Returns:
         Capsules float32 (B, K, D), and the couplings float32 (B, L, K) that made them. Both are
         zero in slots the user does not have, and couplings also where there is no click.
     """
+    # Clicks are the last axis within: L columns fill a processor's vectors, and K do not.
+    columns = vectors.detach().transpose(1, 2)  # (B, D, L)
+    known = mask.to(vectors.dtype).unsqueeze(1)  # (B, 1, L)
     # A click that counts for less is a shorter vector, as far as sums of vectors go.
-    weighed = vectors if gates is None else vectors * gates.unsqueeze(2)  # (B, L, D)
+    weight = known if gates is None else known * gates.unsqueeze(1)  # (B, 1, L)
     # Capsules in slots that the user does not have remain zero, so this lasts for all rounds.
-    logits = torch.where(slots.unsqueeze(1), logits, NEVER)  # (B, L, K)
-    settled, settled_weighed, settled_bilinear = (
-        vectors.detach(),
-        weighed.detach(),
-        bilinear.detach(),
-    )
+    logits = logits.transpose(1, 2) + torch.where(slots, 0.0, NEVER).unsqueeze(2)  # (B, K, L)
+    # Of a capsule before the squash, sum S, the rounds need its length and its product with S';
+    # sum SS' yields both.
+    product = bilinear.detach() @ bilinear.detach().T  # (D, D)
     for _ in range(iterations - 1):
-        sums = logits.softmax(dim=2).transpose(1, 2) @ settled_weighed  # (B, K, D)
-        capsules = squash(sums @ settled_bilinear)
-        logits = logits + settled @ (capsules @ settled_bilinear.T).transpose(1, 2)
-    real = mask.unsqueeze(2) & slots.unsqueeze(1)
-    couplings = torch.where(real, logits.softmax(dim=2), 0.0)
-    return squash(couplings.transpose(1, 2) @ weighed @ bilinear), couplings
+        sums = _product(_couplings(logits, weight), vectors.detach())  # (B, K, D)
+        mapped = sums @ product
+        scale = _squashing(_inner(sums, mapped))  # (B, K)
+        logits = logits + _product(mapped * scale.unsqueeze(2), columns)
+    couplings = _couplings(logits, known)  # (B, K, L)
+    weighed = couplings if gates is None else couplings * gates.unsqueeze(1)
+    capsules = _product(weighed, vectors) @ bilinear
+    return (squash(capsules) if squashed else capsules), couplings.transpose(1, 2)
+
+
+def _couplings(logits: Tensor, weight: Tensor) -> Tensor:
+    # Softmax over slots, (B, K, L), times (B, 1, L). Written out, because ONNX Runtime's own is
+    # slow over few numbers that are not next to each other; and its sum over an axis in the middle
+    # has another order where B is 1.
+    powers = (logits - logits.amax(dim=1, keepdim=True)).exp()
+    parts = torch.split(powers, 1, dim=1)
+    total: Tensor = functools.reduce(torch.add, parts)  # (B, 1, L)
+    return powers * (weight / total)
+
+
+def _product(rows: Tensor, matrices: Tensor) -> Tensor:
+    # (…, K, M) by (B, M, N). ONNX Runtime multiplies a single row in an order of its own, which
+    # depends on the padding.
+    if rows.shape[-2] == 1:
+        return (torch.cat([rows, rows], dim=-2) @ matrices)[:, :1]
+    return rows @ matrices
 
 
 def attend(interests: Tensor, slots: Tensor, targets: Tensor, power: float, scale: float) -> Tensor:
@@ -272,7 +308,8 @@ class Mind(nn.Module):
         """How much each click counts, falling exponentially with the clicks after it: (B, L)."""
         if not self.fade:
             return None
-        after = mask.sum(dim=1, keepdim=True) - mask.cumsum(dim=1)  # (B, L)
+        known = mask.to(torch.float32)  # ONNX Runtime is slow with integers, and these are exact
+        after = known.sum(dim=1, keepdim=True) - known.cumsum(dim=1)  # (B, L)
         return (-self.fade * after).exp()
 
     def profile_vectors(self, codes: Tensor) -> Tensor:
@@ -311,7 +348,7 @@ class Mind(nn.Module):
         """
         if (profile is not None) != bool(self.profile):
             raise ValueError(f"the model has {len(self.profile)} profile fields; pass just those")
-        counts = slot_counts(mask.sum(dim=1), self.interests)  # (B,)
+        counts = slot_counts(click_counts(mask), self.interests)  # (B,)
         slots = torch.arange(self.interests, device=mask.device) < counts.unsqueeze(1)  # (B, K)
         gates = self.gates(mask)
         if self.average:
@@ -321,7 +358,15 @@ class Mind(nn.Module):
             capsules = shares.transpose(1, 2) @ vectors / total[:, :, :1].clamp(min=1)
         else:
             capsules, couplings = route(
-                vectors, self.bilinear, logits, mask, slots, self.iterations, gates
+                vectors,
+                self.bilinear,
+                logits,
+                mask,
+                slots,
+                self.iterations,
+                gates,
+                # Vectors of length 1 are made of them below.
+                squashed=bool(self.layers) or not self.cosine,
             )
         if profile is not None:
             user = self.profile_vectors(profile).unsqueeze(1)  # (B, 1, P · profile_width)
@@ -336,7 +381,8 @@ class Mind(nn.Module):
         The paper draws them at random, in training and in service. Served this way, the result is
         a function of the window, and an interest keeps its slot as the window slides.
         """
-        return (vectors if self.cosine else unit(vectors)) @ self.directions  # (B, L, K)
+        columns = (vectors if self.cosine else unit(vectors)).transpose(1, 2)  # (B, D, L)
+        return _product(self.directions.T, columns).transpose(1, 2)  # (B, L, K); see `route`
 
 
 class ServedMind(nn.Module):
@@ -363,28 +409,30 @@ class ServedMind(nn.Module):
         """
         del ages
         mask = rows > 0  # (B, L)
-        vectors = items[rows]  # (B, L, D)
+        vectors = functional.embedding(rows, items)  # (B, L, D)
         logits = self.model.served_logits(vectors)
         interests, couplings = self.model.encode(vectors, mask, logits, profile)
         if not self.model.cosine:
             interests = unit(interests)
-        clicks = mask.sum(dim=1)  # (B,)
+        clicks = click_counts(mask)  # (B,)
         counts = slot_counts(clicks, self.model.interests)
-        slots = torch.arange(self.model.interests, device=rows.device) < counts.unsqueeze(1)
+        slot = torch.arange(self.model.interests, device=rows.device)
+        slots = slot < counts.unsqueeze(1)  # (B, K)
 
-        # Each click's couplings add up to 1. A product of matrices: see `_squared_length`; of two
-        # columns, because ONNX Runtime treats a single one as a vector, with another order.
-        routed = (couplings.transpose(1, 2) @ couplings.new_ones(rows.shape[1], 2))[:, :, 0]
+        # Each click's couplings add up to 1. A product of matrices: see `_inner`; of two columns,
+        # because ONNX Runtime treats a single one as a vector, with another order.
+        couplings = couplings.transpose(1, 2)  # (B, K, L)
+        routed = _product(couplings, couplings.new_ones(rows.shape[1], 2))[:, :, 0]  # (B, K)
         weights = routed / clicks.clamp(min=1).unsqueeze(1)  # (B, K)
 
-        assignment = torch.where(mask, couplings.argmax(dim=2), -1)  # (B, L)
+        assignment = torch.where(mask, couplings.argmax(dim=1), -1)  # (B, L)
 
-        slot = torch.arange(self.model.interests, device=rows.device)
-        own = assignment.unsqueeze(2) == slot  # (B, L, K)
-        has_own = own.any(dim=1, keepdim=True)  # (B, 1, K)
-        eligible = own | (mask.unsqueeze(2) & ~has_own)  # (B, L, K)
-        likeness = torch.where(eligible, vectors @ interests.transpose(1, 2), NEVER)  # (B, L, K)
+        own = assignment.unsqueeze(1) == slot.unsqueeze(1)  # (B, K, L)
+        has_own = own.any(dim=2, keepdim=True)  # (B, K, 1)
+        eligible = own | (mask.unsqueeze(1) & ~has_own)  # (B, K, L)
+        likeness = _product(interests, vectors.transpose(1, 2))  # (B, K, L)
+        likeness = likeness + torch.where(eligible, 0.0, NEVER)
         # Turned round, because argmax takes the first of equals and the newest click is last.
-        newest_first = likeness.flip(1).argmax(dim=1)  # (B, K)
+        newest_first = likeness.flip(2).argmax(dim=2)  # (B, K)
         exemplars = torch.where(slots, rows.shape[1] - 1 - newest_first, -1)
         return interests, counts, weights, assignment, exemplars

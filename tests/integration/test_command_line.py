@@ -127,15 +127,30 @@ def test_topics_train_worker_lookup_audience_audit(
         assert "0 differences" in run("audit", environment=environment).stdout
         run("lookup", "nobody", environment=environment, code=EXIT_DIFFERENT)
         run("audience", "nothing", environment=environment, code=EXIT_DIFFERENT)
+        # Another one, from the topic, which readers go over to, and back.
+        relearnt = json.loads(run("train", environment=environment).stdout)
+        assert relearnt["release"] != trained["release"]
+        assert relearnt["item_cosine"] > 0.9
+        found = json.loads(run("lookup", "u1", "--json", environment=environment).stdout)
+        assert found["release"] == relearnt["release"]
+        listed = run("release", "list", environment={**environment, "COLUMNS": "200"}).stdout
+        assert listed.count("2 of 2") == 2
+        run("release", "rollback", environment=environment)
+        found = json.loads(run("lookup", "u1", "--json", environment=environment).stdout)
+        assert found["release"] == trained["release"]
+        proof = json.loads(run("release", "verify", environment=environment).stdout)
+        assert (proof["release"], proof["sampled"]) == (trained["release"], 60)
+        used = run("release", "use", relearnt["release"], environment=environment).stdout
+        assert json.loads(used)["rows"] == proof["rows"]
+        dropped = run("release", "prune", "--grace-s", "0", environment=environment).stdout
+        assert dropped.split() == ["dropped", trained["release"]]
     finally:
         worker.stop()
     assert "worker.stopped" in worker.log_tail()
     assert "rror" not in worker.log_tail()
-    relearnt = json.loads(run("train", environment=environment).stdout)  # now from the topic
-    assert relearnt["release"] != trained["release"]
     index = InterestIndex(settings.milvus)
-    for name in (trained["release"], relearnt["release"]):
-        index.drop_release(name)
+    assert not index.has_release(trained["release"])
+    index.drop_release(relearnt["release"])
     index.close()
 
 

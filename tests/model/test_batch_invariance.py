@@ -1,5 +1,7 @@
 """A user's interests are a function of the user's window alone, to the bit."""
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from encoder.mind_encoder import InterestBatch, MindEncoder
 from encoder.release import Release
+from tests.small_release import make_small_release
 
 LENGTH = 50
 windows = st.lists(
@@ -91,6 +94,28 @@ def test_no_length_is_an_exception(odd_session: ort.InferenceSession, odd_releas
                 assert some[name].tobytes() == whole[name][:users].tobytes(), (name, length)
 
 
+@pytest.mark.parametrize("interests", [1, 2, 8])
+def test_no_number_of_interests_is_an_exception(interests: int, tmp_path: Path) -> None:
+    """One interest or many, and windows longer than a block of a product: bits are the same."""
+    release = make_small_release(
+        tmp_path / "r", items=60, width=24, interests=interests, window_length=160
+    )
+    session = one_thread(release)
+    rng = np.random.default_rng(5)
+    rows = rng.integers(0, 61, (24, 160))
+    lengths = np.concatenate([np.arange(2, 14), rng.integers(14, 161, 12)])
+    whole = run(session, release, np.where(np.arange(160) < lengths[:, None], rows, 0))
+    for user, length in enumerate(lengths):
+        for padding in {0, 1, min(9, 160 - length)} if length < 160 else {0}:
+            window = np.zeros((1, length + padding), np.int64)
+            window[0, :length] = rows[user, :length]
+            for users in (1, 3):
+                some = run(session, release, np.repeat(window, users, axis=0))
+                for name in ("interests", "weights", "counts", "exemplars"):
+                    expected = np.repeat(whole[name][[user]], users, axis=0)
+                    assert some[name].tobytes() == expected.tobytes(), (name, length, padding)
+
+
 def run(
     session: ort.InferenceSession, release: Release, rows: npt.NDArray[np.int64]
 ) -> dict[str, npt.NDArray[np.generic]]:
@@ -101,8 +126,11 @@ def run(
 
 @pytest.fixture(scope="module")
 def odd_session(odd_release: Release) -> ort.InferenceSession:
+    return one_thread(odd_release)
+
+
+def one_thread(release: Release) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return ort.InferenceSession(
-        odd_release.encoder_path, options, providers=["CPUExecutionProvider"]
-    )
+    options.log_severity_level = 3
+    return ort.InferenceSession(release.encoder_path, options, providers=["CPUExecutionProvider"])

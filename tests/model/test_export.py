@@ -114,10 +114,9 @@ def test_a_graph_that_differs_is_refused(
     """A small change of any weight in the file is found before the release is written."""
     windows = checked_windows(real_windows, LENGTH)
     width = model.table.shape[1]
-    weights = [
-        t.name for t in onnx.load_from_string(graph).graph.initializer if width in t.dims[:1]
-    ]
-    assert {"model.bilinear", "model.directions"} < set(weights)  # and the first one's transpose
+    weights = [t.name for t in onnx.load_from_string(graph).graph.initializer if width in t.dims]
+    assert "model.bilinear" in weights
+    assert len(weights) >= 3  # also its product with its transpose, and the directions
     for weight in weights:
         changed = onnx.load_from_string(graph)
         (tensor,) = (t for t in changed.graph.initializer if t.name == weight)
