@@ -147,7 +147,7 @@ def test_topics_train_worker_lookup_audience_audit(
     finally:
         worker.stop()
     assert "worker.stopped" in worker.log_tail()
-    assert "rror" not in worker.log_tail()
+    assert '"level": "error"' not in worker.log_tail()
     index = InterestIndex(settings.milvus)
     assert not index.has_release(trained["release"])
     index.drop_release(relearnt["release"])
