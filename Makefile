@@ -15,7 +15,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 UV := $(or $(shell uv --version 2> /dev/null \
 	| awk '{ split($$2, v, "."); exit !(v[1] > 0 || v[2] >= 9) }' && command -v uv),.tools/bin/uv)
 
-.PHONY: help setup demo test faults soak bench benchmark-model lint types audit-dependencies format lock clean python
+.PHONY: help setup demo test faults soak bench switches benchmark-model lint types audit-dependencies format lock clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ soak: setup ## Half an hour of faults near the sustainable rate; options: make s
 
 bench: setup ## Measure, each figure beside its floor; options: make bench ARGS='--only throughput-lite --scale 0.1'
 	@.venv/bin/python -m benchmarks $(ARGS)
+
+switches: setup ## Switches of release under look-ups and clicks; options: make switches ARGS='--switches 3'
+	@.venv/bin/python -m benchmarks.switches $(ARGS)
 
 benchmark-model: setup ## Recommendation quality; options: make benchmark-model ARGS='--data FOLDER --presets default --seeds 1'
 	@.venv/bin/python -m training.benchmark $(ARGS)

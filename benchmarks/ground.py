@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +70,12 @@ class Ground:
         return max(1, int(full * self.scale))
 
     @contextmanager
-    def deployment(self, store: StoreName, **worker: object) -> Iterator[Deployment]:
+    def deployment(
+        self,
+        store: StoreName,
+        release: Callable[[Path, str], Release] | None = None,
+        **worker: object,
+    ) -> Iterator[Deployment]:
         """Topics and a published release; the worker's settings are the defaults."""
         settings = {"max_batch_clicks": default_batch(), **worker}
         with (
@@ -81,7 +86,7 @@ class Ground:
                 Path(folder),
                 partitions=PARTITIONS,
                 worker=settings,
-                release=make_release,
+                release=release or make_release,
             ) as one,
         ):
             yield one

@@ -183,9 +183,9 @@ def withdraw(settings: KafkaSettings, release: str) -> None:
     _write(settings, [(f"{_RELEASE}{release}".encode(), None), (_used_key(release), None)])
 
 
-def note_use(settings: KafkaSettings, use: Use) -> None:
-    """Note that readers were pointed at a release."""
-    _write(settings, [(_used_key(use.release), use.model_dump_json().encode())])
+def note_uses(settings: KafkaSettings, uses: Iterable[Use]) -> None:
+    """Note that readers were pointed at releases, oldest first."""
+    _write(settings, [(_used_key(use.release), use.model_dump_json().encode()) for use in uses])
 
 
 def _used_key(release: str) -> bytes:

@@ -10,13 +10,13 @@ from typing import Final
 import structlog
 
 from encoder.errors import Misconfigured, Unavailable
-from encoder.interest_index import InterestIndex
+from encoder.interest_index import InterestIndex, ReleaseInUse
 from encoder.release import Release, fetch_release, store_beside
 from encoder.release_topic import (
     ReleaseFollower,
     ReleaseLog,
     Use,
-    note_use,
+    note_uses,
     read_releases,
     withdraw,
 )
@@ -74,7 +74,8 @@ def switch(
     if announced is None:
         raise Misconfigured(f"release {name} was withdrawn meanwhile; announce it again")
     store_beside(announced.url, CERTIFICATE_FILE, certificate.model_dump_json(indent=2))
-    _point_at(settings, index, name, release.manifest.interests)
+    known, slots = read_releases(settings.kafka), release.manifest.interests
+    _point_at(settings, index, known, index.release_in_use(), name, slots)
     return certificate
 
 
@@ -94,12 +95,14 @@ def rollback(settings: Settings, index: InterestIndex) -> Use:
             " (MINDSTREAM_RELEASES__GRACE_S says for how long one is)"
         )
     to = kept[-1]
-    if not known.is_filled(to.release, check_topics(settings.kafka)):
+    of = {name: {p for release, p in known.filled if release == name} for name, _ in known.filled}
+    kept_up = of.get(to.release, set())
+    if in_use is None or not kept_up or kept_up < of.get(in_use.name, set()):
         raise Misconfigured(
             f"release {to.release} is not kept up to date on every partition; are all workers"
             f" running? `mindstream release use {to.release}` waits until it is"
         )
-    return _point_at(settings, index, to.release, to.slots)
+    return _point_at(settings, index, known, in_use, to.release, to.slots)
 
 
 def prune(settings: Settings, index: InterestIndex, *, grace_s: float) -> list[str]:
@@ -199,14 +202,20 @@ def _wait_until_let_go(settings: Settings, names: set[str]) -> None:
     log.warning("release.not_let_go", releases=sorted(names), waited_s=_LET_GO_S)
 
 
-def _point_at(settings: Settings, index: InterestIndex, name: str, slots: int) -> Use:
-    known, before = read_releases(settings.kafka), index.release_in_use()
+def _point_at(
+    settings: Settings,
+    index: InterestIndex,
+    known: ReleaseLog,
+    before: ReleaseInUse | None,
+    name: str,
+    slots: int,
+) -> Use:
     index.use_release(name, slots)
     now_ms = int(time.time() * 1000)
+    uses = [Use(release=name, slots=slots, at_ms=now_ms)]
     if before is not None and before.name not in {use.release for use in known.used}:
         # The first one, which a worker pointed readers at.
-        note_use(settings.kafka, Use(release=before.name, slots=before.slots, at_ms=now_ms))
-    use = Use(release=name, slots=slots, at_ms=now_ms)
-    note_use(settings.kafka, use)
+        uses.insert(0, Use(release=before.name, slots=before.slots, at_ms=now_ms))
+    note_uses(settings.kafka, uses)
     log.info("release.in_use", release=name, before=before and before.name)
-    return use
+    return uses[-1]
