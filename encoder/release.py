@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +91,8 @@ class Manifest(_Frozen):
     training: TrainingRecord
     metrics: dict[str, FiniteFloat] = {}
     parent: ReleaseName | None = None
+    forced: bool = False
+    """Whether the gate refused it, and somebody put it into use all the same."""
     files: dict[FileName, FileRecord]
 
     @model_validator(mode="after")
@@ -259,6 +261,15 @@ def write_release(
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return open_release(folder)
+
+
+def forced(release: Release) -> Release:
+    """Note in a release's manifest that it goes into use though the gate refused it."""
+    manifest = release.manifest.model_copy(update={"forced": True})
+    draft = release.folder / f".{MANIFEST_FILE}.draft"
+    draft.write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
+    draft.replace(release.folder / MANIFEST_FILE)
+    return replace(release, manifest=manifest)
 
 
 def open_release(folder: Path) -> Release:

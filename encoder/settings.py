@@ -208,6 +208,8 @@ class TrainerSettings(_Section):
         examples: most training examples of a run, which its time is in proportion to; the preset's
             if None.
         checkpoint_every_s: what a kill may cost, in seconds of training.
+        gate_margin: of Recall@20, absolute, by which a release may be behind the one in use,
+            popularity or item-kNN on the newest clicks.
     """
 
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -215,6 +217,7 @@ class TrainerSettings(_Section):
     threads: Annotated[int, Field(ge=1)] | None = None
     seed: int = 0
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
+    gate_margin: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 
 class LogSettings(_Section):

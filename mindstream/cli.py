@@ -95,14 +95,18 @@ def train(
     cold: Annotated[
         bool, typer.Option("--cold", help="Start from none, in a space of its own.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Put it into use also if the gate refuses it.")
+    ] = False,
 ) -> None:
     """Train a release, evaluate it on the newest clicks held out, and publish it.
 
-    It starts from the release in use and stays in its space, so that items hardly move. Killed and
-    started again, it goes on where it was. `torchrun -m mindstream train` trains in several
-    processes.
+    It starts from the release in use and stays in its space, so that items hardly move. A release
+    that falls behind the one in use, popularity or item-kNN is refused: exits with 1, or with
+    --every goes on to the next. Killed and started again, it goes on where it was. `torchrun -m
+    mindstream train` trains in several processes.
     """
-    from mindstream.training_run import parse_interval, run_training
+    from mindstream.training_run import ReleaseRefused, parse_interval, run_training
     from training.ranks import joined
 
     settings = start.settings()
@@ -114,9 +118,15 @@ def train(
     with joined():
         while True:
             began = time.monotonic()
-            release = run_training(
-                settings, parquet, since_ms, console, previous=previous, cold=cold
-            )
+            try:
+                release = run_training(
+                    settings, parquet, since_ms, console, previous=previous, cold=cold, force=force
+                )
+            except ReleaseRefused as exc:
+                console.print(f"refused: {exc}", style="red", markup=False, soft_wrap=True)
+                if interval_s is None:
+                    raise typer.Exit(EXIT_DIFFERENT) from exc
+                release = None
             if release is not None:
                 typer.echo(json.dumps({"release": release.name, **release.manifest.metrics}))
             if interval_s is None:

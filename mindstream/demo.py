@@ -29,7 +29,7 @@ from mindstream.group import wait_until_consumed
 from mindstream.progress import Waiting
 from mindstream.recall import prequential_recall
 from mindstream.replay import FreshnessProbe, replay
-from mindstream.training_run import train_and_publish
+from mindstream.training_run import put_into_use, train
 from mindstream.worker_process import WorkerProcess
 
 TRAINED_SHARE: Final = 0.8
@@ -173,7 +173,9 @@ def _train(folder: Path, settings: Settings, until_ms: int, waiting: Waiting) ->
     from training.click_log import ClickLog
 
     log = ClickLog.from_parquet(demo_file(), until_ms=until_ms)
-    return train_and_publish(log, settings, folder / "work", waiting)
+    release = train(log, settings, folder / "work", waiting)
+    put_into_use(release, settings, waiting)
+    return release
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,14 @@ from encoder.click_history import click_ends
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.milvus_client import close_embedded
-from encoder.release import Release, ReleaseError, ReleaseUnavailableError, fetch_release
+from encoder.release import (
+    Release,
+    ReleaseError,
+    ReleaseUnavailableError,
+    fetch_release,
+    forced,
+    store_beside,
+)
 from encoder.release_topic import read_releases
 from encoder.settings import Settings
 from mindstream.progress import Waiting
@@ -27,12 +34,18 @@ from training.checkpoint import CheckpointError, Checkpoints
 from training.click_log import ClickLog
 from training.click_reader import click_log_from_topic
 from training.fit import Progress, ProgressCallback
+from training.gate import judge
 from training.preset import TrainingConfig
 from training.publication import publish
 from training.trainer import help_training, train_release
 
+GATE_FILE: Final = "gate.json"
 _GONE_ON_WITHIN_S: Final = 86_400  # a training of older clicks is not worth its end
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class ReleaseRefused(Exception):  # noqa: N818  "refused" is how it is said
+    """The gate refuses a release; the message says why, and where it is kept."""
 
 
 def parse_interval(text: str) -> float:
@@ -61,6 +74,7 @@ def run_training(
     *,
     previous: str | None = None,
     cold: bool = False,
+    force: bool = False,
 ) -> Release | None:
     """Read clicks, from a Parquet file or else from the topic; train and publish.
 
@@ -75,6 +89,7 @@ def run_training(
         console: where progress is shown.
         previous: folder or URL of the release to start from; None for the one in use.
         cold: start from none.
+        force: publish also what the gate refuses, which is noted in its manifest.
 
     Returns:
         The release; None on the ranks that only help.
@@ -82,6 +97,7 @@ def run_training(
     Raises:
         ClickLogError: the clicks cannot be read, or are too few.
         ReleaseError: what `previous` names is not a release.
+        ReleaseRefused: the gate refuses the release; it is kept, with the gate's report.
         Unavailable: Kafka or Milvus does not answer.
     """
     checkpoints = Checkpoints(
@@ -90,7 +106,9 @@ def run_training(
     with Waiting(console) as waiting:
 
         def run() -> Release | None:
-            return _run(settings, parquet, since_ms, checkpoints, waiting, previous, cold=cold)
+            return _run(
+                settings, parquet, since_ms, checkpoints, waiting, previous, cold=cold, force=force
+            )
 
         try:
             return run()
@@ -112,6 +130,7 @@ def _run(
     previous: str | None,
     *,
     cold: bool,
+    force: bool,
 ) -> Release | None:
     waiting.start(f"reading clicks from {parquet or settings.kafka.clicks_topic}")
     if parquet is not None:
@@ -123,7 +142,9 @@ def _run(
             ends=_ends(settings, since_ms, checkpoints.folder),
             progress=lambda clicks: waiting.describe(f"{clicks:,} clicks"),
         )
-    start = None if cold else previous_release(settings, previous, waiting)
+    in_use = previous_release(settings, None, waiting)
+    start = in_use if previous is None else previous_release(settings, previous, waiting)
+    start = None if cold else start
     if ranks.rank() > 0:
         help_training(
             log,
@@ -135,9 +156,12 @@ def _run(
         ranks.wait_for_all()
         return None
     work = Path(settings.releases.cache) / "training"
-    release = train_and_publish(log, settings, work, waiting, checkpoints, start)
+    release = train(log, settings, work, waiting, checkpoints, start)
     ranks.wait_for_all()  # until each has read the last checkpoint
     shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    waiting.start("comparing it with what is there")
+    release = pass_the_gate(release, log, settings, in_use, waiting, force=force)
+    put_into_use(release, settings, waiting)
     return release
 
 
@@ -223,7 +247,7 @@ def training_config(settings: Settings) -> TrainingConfig:
     )
 
 
-def train_and_publish(
+def train(
     log: ClickLog,
     settings: Settings,
     work: Path,
@@ -231,7 +255,7 @@ def train_and_publish(
     checkpoints: Checkpoints | None = None,
     previous: Release | None = None,
 ) -> Release:
-    """Train on a log and publish the release; `work` is a folder to write it in first.
+    """Train on a log and write the release to the folder `work`, which is emptied first.
 
     Raises:
         CheckpointError: a checkpoint is of another training.
@@ -240,7 +264,7 @@ def train_and_publish(
     shutil.rmtree(work, ignore_errors=True)
     waiting.start("training")
 
-    release = train_release(
+    return train_release(
         log,
         work,
         created_at=datetime.now(UTC),
@@ -250,10 +274,60 @@ def train_and_publish(
         previous=previous,
         notice=waiting.start,
     )
+
+
+def pass_the_gate(
+    release: Release,
+    log: ClickLog,
+    settings: Settings,
+    in_use: Release | None,
+    waiting: Waiting,
+    *,
+    force: bool,
+) -> Release:
+    """Compare a release with what is there; the report goes into its folder.
+
+    Raises:
+        ReleaseRefused: it falls behind, and is not forced. Its folder is kept for a look at it.
+    """
+    report = judge(
+        release,
+        log,
+        holdout=settings.trainer.holdout,
+        margin=settings.trainer.gate_margin,
+        in_use=in_use,
+        seed=settings.trainer.seed,
+    )
+    waiting.tell(f"the gate: {report}")
+    used = report.model_copy(update={"forced": force and not report.passed})
+    (release.folder / GATE_FILE).write_text(used.model_dump_json(indent=2) + "\n", "utf-8")
+    if report.passed:
+        return release
+    if force:
+        waiting.tell(f"going into use all the same: {'; '.join(report.reasons)}")
+        return forced(release)
+    kept = release.folder.parent / "refused" / release.name
+    kept.parent.mkdir(exist_ok=True)
+    release.folder.rename(kept)
+    raise ReleaseRefused(
+        f"release {release.name} is refused: {'; '.join(report.reasons)}. It is kept in {kept},"
+        f" with the report in {GATE_FILE}; `mindstream train --force` puts one into use all the"
+        " same"
+    )
+
+
+def put_into_use(release: Release, settings: Settings, waiting: Waiting) -> None:
+    """Publish a release, and have readers go over to it.
+
+    Raises:
+        Unavailable: workers do not fill it in time, or a service does not answer.
+    """
     waiting.start(f"publishing release {release.name}")
     index = InterestIndex(settings.milvus)
     try:
-        publish(release, settings, index, progress=waiting.advance_to)
+        announcement = publish(release, settings, index, progress=waiting.advance_to)
+        if (report := release.folder / GATE_FILE).exists():
+            store_beside(announcement.url, GATE_FILE, report.read_text("utf-8"))
         in_use, known = index.release_in_use(), read_releases(settings.kafka)
         # Readers' first release is one that workers point them at.
         if in_use is not None and known.announcement(in_use.name) is not None:
@@ -263,7 +337,6 @@ def train_and_publish(
     finally:
         index.close()
         close_embedded(settings.milvus.uri)
-    return release
 
 
 def _shown(waiting: Waiting) -> ProgressCallback:

@@ -66,10 +66,14 @@ def environment(
 
 
 def some_clicks() -> list[Click]:
+    """Of users with two of four tastes each, for ten items each."""
     rng = random.Random(0)  # noqa: S311  nothing secret
-    return [
-        Click(f"u{rng.randrange(60)}", f"i{rng.randrange(40)}", T0 + 1000 * n) for n in range(2000)
-    ]
+    clicks = []
+    for n in range(2000):
+        user = rng.randrange(60)
+        taste = (user + rng.randrange(2)) % 4
+        clicks.append(Click(f"u{user}", f"i{10 * taste + rng.randrange(10)}", T0 + 1000 * n))
+    return clicks
 
 
 def test_topics_train_worker_lookup_audience_audit(
@@ -152,6 +156,42 @@ def test_topics_train_worker_lookup_audience_audit(
     assert not index.has_release(trained["release"])
     index.drop_release(relearnt["release"])
     index.close()
+
+
+def test_a_release_that_falls_behind_is_refused_and_kept(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """With its report; when forced it goes into use, and its manifest says so."""
+    run("topics", "create", "--partitions", "2", environment=environment)
+    rng = random.Random(0)  # noqa: S311  nothing secret
+    # Three items that all click at first and at last, and in between, which is what the window
+    # holds, any others.
+    rows = [
+        (f"u{user}", f"i{rng.randrange(3) if day < 5 or day == 19 else rng.randrange(3, 400)}", day)
+        for day in range(20)
+        for user in range(200)
+    ]
+    users, items, days = map(list, zip(*rows, strict=True))
+    times = [T0 + 86_400_000 * day for day in days]
+    path = tmp_path / "clicks.parquet"
+    pq.write_table(pa.table({"user_id": users, "item_id": items, "timestamp": times}), path)
+    hasty = {
+        **environment,
+        "MINDSTREAM_TRAINER__EXAMPLES": "1",
+        "MINDSTREAM_WINDOW_LENGTH": "1",
+    }
+    arguments = ("train", "--parquet", str(path))
+    refused = run(*arguments, environment=hasty, code=EXIT_DIFFERENT)
+    assert "behind popularity by" in refused.stderr.replace("\n", " ")
+    (kept,) = (tmp_path / "cache" / "refused").iterdir()
+    report = json.loads((kept / "gate.json").read_text())
+    assert report["users"] > 100
+    assert report["reasons"]
+    assert not (tmp_path / "releases").exists()
+    put = json.loads(run(*arguments, "--force", environment=hasty).stdout)
+    folder = tmp_path / "releases" / put["release"]
+    assert json.loads((folder / "manifest.json").read_text())["forced"]
+    assert json.loads((folder / "gate.json").read_text())["forced"]
 
 
 @pytest.mark.parametrize(
