@@ -201,6 +201,7 @@ class TrainerSettings(_Section):
         examples: most training examples of a run, which its time is in proportion to; the preset's
             if None.
         checkpoint_every_s: what a kill may cost, in seconds of training.
+        buffer_clicks: most clicks of Parquet files to hold in memory; more are sorted on disk.
     """
 
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -208,6 +209,7 @@ class TrainerSettings(_Section):
     threads: Annotated[int, Field(ge=1)] | None = None
     seed: int = 0
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
+    buffer_clicks: Annotated[int, Field(ge=1000)] = 10_000_000
 
 
 class LogSettings(_Section):

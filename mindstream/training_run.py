@@ -24,6 +24,7 @@ from training import ranks
 from training.checkpoint import CheckpointError, Checkpoints
 from training.click_log import ClickLog
 from training.click_reader import click_log_from_topic
+from training.click_store import ClickStore, read_clicks
 from training.fit import Progress, ProgressCallback
 from training.preset import TrainingConfig
 from training.publication import publish
@@ -54,7 +55,7 @@ def usable_cores() -> int:
 def run_training(
     settings: Settings, parquet: Path | None, since_ms: int | None, console: Console
 ) -> Release | None:
-    """Read clicks, from a Parquet file or else from the topic; train and publish.
+    """Read clicks, from Parquet (a file or a folder) or else from the topic; train and publish.
 
     Started again after it was killed, it goes on where it was. A checkpoint of other clicks or
     another config is moved aside, which is told, and training starts anew. Under `torchrun` all
@@ -80,6 +81,8 @@ def run_training(
                 waiting.tell(f"training anew, with the checkpoint moved to {aside}: {error}")
             ranks.wait_for_all()
             return _run(settings, parquet, since_ms, checkpoints, waiting)
+        finally:
+            shutil.rmtree(click_folder(settings), ignore_errors=True)
 
 
 def _run(
@@ -90,8 +93,14 @@ def _run(
     waiting: Waiting,
 ) -> Release | None:
     waiting.start(f"reading clicks from {parquet or settings.kafka.clicks_topic}")
+    log: ClickLog | ClickStore
     if parquet is not None:
-        log = ClickLog.from_parquet(parquet, since_ms=since_ms)
+        log = read_clicks(
+            parquet,
+            folder=click_folder(settings),
+            buffer_clicks=settings.trainer.buffer_clicks,
+            since_ms=since_ms,
+        )
     else:
         log = click_log_from_topic(
             settings,
@@ -110,6 +119,11 @@ def _run(
     ranks.wait_for_all()  # until each has read the last checkpoint
     shutil.rmtree(checkpoints.folder, ignore_errors=True)
     return release
+
+
+def click_folder(settings: Settings) -> Path:
+    """Where this rank sorts the clicks that do not fit in memory."""
+    return Path(settings.releases.cache) / f"clicks_{ranks.rank()}"
 
 
 def _ends(settings: Settings, since_ms: int | None, folder: Path) -> dict[int, int]:
@@ -164,7 +178,7 @@ def training_config(settings: Settings) -> TrainingConfig:
 
 
 def train_and_publish(
-    log: ClickLog,
+    log: ClickLog | ClickStore,
     settings: Settings,
     work: Path,
     waiting: Waiting,
