@@ -210,6 +210,7 @@ class TrainerSettings(_Section):
         checkpoint_every_s: what a kill may cost, in seconds of training.
         gate_margin: of Recall@20, absolute, by which a release may be behind the one in use,
             popularity or item-kNN on the newest clicks.
+        buffer_clicks: most clicks of Parquet files to hold in memory; more are sorted on disk.
     """
 
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -218,6 +219,7 @@ class TrainerSettings(_Section):
     seed: int = 0
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
     gate_margin: Annotated[float, Field(ge=0, le=1)] = 0.01
+    buffer_clicks: Annotated[int, Field(ge=1000)] = 10_000_000
 
 
 class LogSettings(_Section):

@@ -80,7 +80,8 @@ def topics_create(
 @app.command()
 def train(
     parquet: Annotated[
-        Path | None, typer.Option(help="Train on this file of clicks instead of the topic.")
+        Path | None,
+        typer.Option(help="Train on this file of clicks, or folder of files, not on the topic."),
     ] = None,
     every: Annotated[
         str | None, typer.Option(help="Again and again, this long from start to start: 30m, 6h.")

@@ -33,6 +33,7 @@ from training import ranks
 from training.checkpoint import CheckpointError, Checkpoints
 from training.click_log import ClickLog
 from training.click_reader import click_log_from_topic
+from training.click_store import ClickStore, read_clicks
 from training.fit import Progress, ProgressCallback
 from training.gate import judge
 from training.preset import TrainingConfig
@@ -76,7 +77,7 @@ def run_training(
     cold: bool = False,
     force: bool = False,
 ) -> Release | None:
-    """Read clicks, from a Parquet file or else from the topic; train and publish.
+    """Read clicks, from Parquet (a file or a folder) or else from the topic; train and publish.
 
     Started again after it was killed, it goes on where it was. A checkpoint of other clicks or
     another config is moved aside, which is told, and training starts anew. Under `torchrun` all
@@ -119,6 +120,8 @@ def run_training(
                 waiting.tell(f"training anew, with the checkpoint moved to {aside}: {error}")
             ranks.wait_for_all()
             return run()
+        finally:
+            shutil.rmtree(click_folder(settings), ignore_errors=True)
 
 
 def _run(
@@ -133,8 +136,14 @@ def _run(
     force: bool,
 ) -> Release | None:
     waiting.start(f"reading clicks from {parquet or settings.kafka.clicks_topic}")
+    log: ClickLog | ClickStore
     if parquet is not None:
-        log = ClickLog.from_parquet(parquet, since_ms=since_ms)
+        log = read_clicks(
+            parquet,
+            folder=click_folder(settings),
+            buffer_clicks=settings.trainer.buffer_clicks,
+            since_ms=since_ms,
+        )
     else:
         log = click_log_from_topic(
             settings,
@@ -196,6 +205,11 @@ def previous_release(settings: Settings, url: str | None, waiting: Waiting) -> R
         return None
 
 
+def click_folder(settings: Settings) -> Path:
+    """Where this rank sorts the clicks that do not fit in memory."""
+    return Path(settings.releases.cache) / f"clicks_{ranks.rank()}"
+
+
 def _ends(settings: Settings, since_ms: int | None, folder: Path) -> dict[int, int]:
     """Those of the first rank, on all."""
     first = ranks.rank() == 0
@@ -248,7 +262,7 @@ def training_config(settings: Settings) -> TrainingConfig:
 
 
 def train(
-    log: ClickLog,
+    log: ClickLog | ClickStore,
     settings: Settings,
     work: Path,
     waiting: Waiting,
@@ -278,7 +292,7 @@ def train(
 
 def pass_the_gate(
     release: Release,
-    log: ClickLog,
+    log: ClickLog | ClickStore,
     settings: Settings,
     in_use: Release | None,
     waiting: Waiting,
@@ -292,8 +306,7 @@ def pass_the_gate(
     """
     report = judge(
         release,
-        log,
-        holdout=settings.trainer.holdout,
+        log.sample() if isinstance(log, ClickStore) else log,
         margin=settings.trainer.gate_margin,
         in_use=in_use,
         seed=settings.trainer.seed,

@@ -24,7 +24,7 @@ from encoder.errors import Misconfigured
 from training.curve import Point
 from training.item_fields import ItemFields
 from training.preset import TrainingConfig
-from training.sequences import Sequences
+from training.sequences import Learnable
 
 _FORMAT: Final = 1
 _MODEL, _OPTIMISER, _NOISE = "model", "optimiser", "noise"
@@ -50,15 +50,16 @@ class Purpose:
     @classmethod
     def of(
         cls,
-        sequences: Sequences,
+        sequences: Learnable,
         items: int,
         config: TrainingConfig,
         item_fields: ItemFields | None = None,
     ) -> "Purpose":
         """What a training is of."""
         digest = hashlib.sha256(f"{items} items, {len(sequences)} users".encode())
-        digest.update(sequences.starts.data)
-        digest.update(sequences.rows.data)
+        for block in sequences.blocks():
+            digest.update(block.starts.data)
+            digest.update(block.rows.data)
         if sequences.profiles is not None:
             digest.update(np.ascontiguousarray(sequences.profiles).data)
         if item_fields is not None:

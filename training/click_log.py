@@ -5,7 +5,7 @@ Held sorted by user, time and item, each click once: the order in which windows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,42 +95,20 @@ class ClickLog:
         until_ms: int | None = None,
         columns: ColumnNames | None = None,
     ) -> ClickLog:
-        """Read the clicks with `since_ms <= timestamp < until_ms` from a Parquet file.
+        """Read the clicks with `since_ms <= timestamp < until_ms` from a file, or all of a folder.
 
         Ids may be strings, integers or categories; timestamps integers (milliseconds) or of any
         timestamp type (UTC where it names no zone).
 
         Raises:
-            ClickLogError: the file cannot be read, lacks a column, or a column holds something else
+            ClickLogError: a file cannot be read, lacks a column, or a column holds something else
                 or nothing.
         """
-        names = columns or ColumnNames()
-        try:
-            schema = pq.read_schema(path)
-        except FileNotFoundError as error:
-            raise ClickLogError(f"{path} does not exist; name a Parquet file of clicks") from error
-        except (pa.ArrowException, OSError) as error:
-            raise ClickLogError(f"{path} cannot be read as Parquet: {error}") from error
-        user, item, timestamp = (
-            _present(path, schema.names, wanted)
-            for wanted in (names.user, names.item, names.timestamp)
-        )
-        table = pq.read_table(path, columns=[user, item, timestamp])
-        for name in (user, item, timestamp):
-            if missing := table.column(name).null_count:
-                raise ClickLogError(f"{path}: column {name} is empty in {missing} rows")
-        times = _milliseconds(path, timestamp, table.column(timestamp))
-        keep = np.ones(len(times), dtype=bool)
-        if since_ms is not None:
-            keep &= times >= since_ms
-        if until_ms is not None:
-            keep &= times < until_ms
-        chosen = table.filter(pa.array(keep))
-        return cls.from_arrays(
-            _strings(path, user, chosen.column(user)),
-            _strings(path, item, chosen.column(item)),
-            times[keep],
-        )
+        parts = [file.read(since_ms, until_ms) for file in ClickFile.all_in(path, columns)]
+        if len(parts) == 1:
+            return cls.from_arrays(*parts[0])
+        users, items, times = zip(*parts, strict=True)
+        return cls.from_arrays(_joined(users), _joined(items), np.concatenate(times))
 
     def between(self, since_ms: int | None = None, until_ms: int | None = None) -> ClickLog:
         """The clicks with `since_ms <= timestamp < until_ms`, with their users and items only."""
@@ -153,6 +131,121 @@ class ClickLog:
             raise ClickLogError("an empty click log has no time to cut at")
         times = np.sort(self.timestamps_ms)
         return int(times[min(int(share * len(times)), len(times) - 1)])
+
+
+Columns = tuple["pa.ChunkedArray[Any]", "pa.ChunkedArray[Any]", npt.NDArray[np.int64]]
+"""Users, items and timestamps in milliseconds."""
+
+
+@dataclass(frozen=True)
+class ClickFile:
+    """A Parquet file of clicks.
+
+    Attributes:
+        path: where it is.
+        user: the column that is read as the user's id.
+        item: as the item's.
+        timestamp: as the time.
+        rows: how many it has.
+    """
+
+    path: Path
+    user: str
+    item: str
+    timestamp: str
+    rows: int
+
+    @classmethod
+    def all_in(cls, path: Path, columns: ColumnNames | None = None) -> list[ClickFile]:
+        """The file itself, or every `*.parquet` in a folder and below it, by path.
+
+        Raises:
+            ClickLogError: there is none, or one cannot be read or lacks a column.
+        """
+        if not path.is_dir():
+            return [cls._of(path, columns or ColumnNames())]
+        paths = sorted(file for file in path.rglob("*.parquet") if file.is_file())
+        if not paths:
+            raise ClickLogError(f"{path} holds no file *.parquet; name a folder that does")
+        return [cls._of(file, columns or ColumnNames()) for file in paths]
+
+    @classmethod
+    def _of(cls, path: Path, names: ColumnNames) -> ClickFile:
+        try:
+            with pq.ParquetFile(path) as file:
+                rows, available = file.metadata.num_rows, file.schema_arrow.names
+        except FileNotFoundError as error:
+            raise ClickLogError(f"{path} does not exist; name a Parquet file of clicks") from error
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, error) from error
+        user, item, timestamp = (
+            _present(path, available, wanted)
+            for wanted in (names.user, names.item, names.timestamp)
+        )
+        return cls(path, user, item, timestamp, rows)
+
+    def read(self, since_ms: int | None = None, until_ms: int | None = None) -> Columns:
+        """The clicks with `since_ms <= timestamp < until_ms`, at once."""
+        try:
+            table = pq.read_table(self.path, columns=self._names)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(self.path, error) from error
+        return self._clicks(table, 0, since_ms, until_ms)
+
+    def batches(self, rows: int, since_ms: int | None = None) -> Iterator[Columns]:
+        """The same, at most so many rows at a time; less than a row group is held."""
+        first = 0
+        with pq.ParquetFile(self.path) as file:
+            batches = file.iter_batches(rows, columns=self._names)
+            while True:
+                try:
+                    batch = next(batches, None)
+                except (pa.ArrowException, OSError) as error:
+                    raise _unreadable(self.path, error) from error
+                if batch is None:
+                    return
+                yield self._clicks(pa.Table.from_batches([batch]), first, since_ms, None)
+                first += len(batch)
+
+    @property
+    def _names(self) -> list[str]:
+        return [self.user, self.item, self.timestamp]
+
+    def _clicks(
+        self, table: pa.Table, first: int, since_ms: int | None, until_ms: int | None
+    ) -> Columns:
+        for name in self._names:
+            if missing := table.column(name).null_count:
+                where = f"{first:,} to {first + len(table) - 1:,}"
+                raise ClickLogError(
+                    f"{self.path}: column {name} is empty in {missing} rows, among rows {where}"
+                )
+        times = _milliseconds(self.path, self.timestamp, table.column(self.timestamp))
+        keep = np.ones(len(times), dtype=bool)
+        if since_ms is not None:
+            keep &= times >= since_ms
+        if until_ms is not None:
+            keep &= times < until_ms
+        chosen = table.filter(pa.array(keep))
+        return (
+            _strings(self.path, self.user, chosen.column(self.user)),
+            _strings(self.path, self.item, chosen.column(self.item)),
+            times[keep],
+        )
+
+
+def _unreadable(path: Path, error: Exception) -> ClickLogError:
+    return ClickLogError(f"{path} cannot be read as Parquet: {error}")
+
+
+def _joined(columns: Sequence[pa.ChunkedArray[Any]]) -> pa.ChunkedArray[Any]:
+    """Columns of ids, which may be strings in one file and categories in the next."""
+    chunks: list[Any] = []
+    for column in columns:
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        chunks += column.cast(pa.large_string()).chunks
+    return pa.chunked_array(chunks, pa.large_string())
 
 
 def _encode(

@@ -21,7 +21,7 @@ from training.item_graph import ItemGraph
 from training.loss import NegativeSampler, full_softmax, log_uniform, popularity, sampled_softmax
 from training.model import Mind, attend, slot_counts
 from training.preset import TrainingConfig
-from training.sequences import Batch, Sequences
+from training.sequences import Batch, Learnable, item_counts
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ ProgressCallback = Callable[[Progress], None]
 
 
 def build_model(
-    sequences: Sequences, items: int, config: TrainingConfig, fields: ItemFields | None = None
+    sequences: Learnable, items: int, config: TrainingConfig, fields: ItemFields | None = None
 ) -> Mind:
     """An untrained model for so many items; its graph is of the sequences to train on.
 
@@ -89,7 +89,7 @@ def build_model(
 
 def fit(
     model: Mind,
-    sequences: Sequences,
+    sequences: Learnable,
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
     *,
@@ -116,7 +116,7 @@ def fit(
     curve = curve or Curve()
     rng = np.random.default_rng([config.seed, 1])
     noise = torch.Generator().manual_seed(config.seed)
-    counts = np.bincount(sequences.rows, minlength=len(model.table))[1:]
+    counts = item_counts(sequences, len(model.table) - 1)
     sampler = NegativeSampler(
         log_uniform(counts)
         if config.sampler == "log_uniform"
@@ -124,7 +124,7 @@ def fit(
     )
     correction = sampler.log_probability if config.correct_sampling else None
     whole = config.negatives >= len(counts)
-    examples = min(len(sequences.example_positions()) * config.epochs, config.examples)
+    examples = min(sequences.example_count * config.epochs, config.examples)
     steps = math.ceil(examples / config.batch_size)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     smoothed = math.nan
@@ -206,7 +206,7 @@ def _loss(
 
 
 def _batches(
-    sequences: Sequences, rng: np.random.Generator, config: TrainingConfig, steps: int
+    sequences: Learnable, rng: np.random.Generator, config: TrainingConfig, steps: int
 ) -> Iterator[Batch]:
     done = 0
     while done < steps:
@@ -216,11 +216,10 @@ def _batches(
             window_length=config.window_length,
             targets=config.targets,
             horizon=config.horizon,
+            batches=steps - done,
         ):
             yield batch
             done += 1
-            if done == steps:
-                return
 
 
 def _rate(step: int, steps: int) -> float:

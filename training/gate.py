@@ -23,7 +23,6 @@ from training.click_log import ClickLog
 from training.evaluation import search
 from training.item_knn import ItemKnn
 from training.sequences import Sequences
-from training.trainer import hold_out
 
 CUT: Final = 20
 MOST_USERS: Final = 5_000
@@ -110,27 +109,27 @@ def judge(
     candidate: Release,
     clicks: ClickLog,
     *,
-    holdout: float,
     margin: float,
     in_use: Release | None = None,
     seed: int = 0,
 ) -> Report:
     """Compare a release with the one in use, with recent popularity and with item-kNN.
 
-    Clicks that the release in use was trained on are left out of what is to be found.
+    What is to be found are clicks that neither the candidate nor the release in use was trained on.
 
     Args:
-        candidate: trained on all but the newest `holdout` of the clicks.
-        clicks: the log.
-        holdout: as in training.
+        candidate: says until when it was trained.
+        clicks: the log, or some users of it.
         margin: of Recall@20, absolute; being behind by less is no reason to refuse.
         in_use: None if there is none.
         seed: of the users drawn where there are many, and of the bootstrap.
     """
     rng = np.random.default_rng(seed)
-    past, future = hold_out(clicks, holdout)
+    until_ms = candidate.manifest.training.until_ms
+    past = clicks.between(until_ms=until_ms + 1)
     if in_use is not None:
-        future = future.between(since_ms=in_use.manifest.training.until_ms + 1)
+        until_ms = max(until_ms, in_use.manifest.training.until_ms)
+    future = clicks.between(since_ms=until_ms + 1)
     split = _users(past, future, rng)
     own, mean_cosine = _recalls(candidate, split)
     others = {"popularity": _popularity(split), "item-knn": _item_knn(split, candidate.item_ids)}

@@ -4,20 +4,27 @@ N items, D vector width, E edges.
 """
 
 import warnings
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from training.sequences import Sequences
+from training.sequences import Learnable, Sequences
+
+_PAIRS_HELD: Final = 16_000_000  # 16 bytes each, and several times that while they are counted
 
 
 def co_clicks(
-    sequences: Sequences, items: int, *, reach: int, most: int
+    sequences: Learnable, items: int, *, reach: int, most: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """How often two items are clicked by the same user with fewer than `reach` clicks between.
+
+    Sequences in parts are counted part by part. While all pairs fit, that is exact; when there are
+    more than `_PAIRS_HELD`, and than four times `most` per item, only twice `most` of the heaviest
+    so far are kept of each item, so that a pair which is rare in every part may be missed or
+    counted too low. The sums of the ends stay exact.
 
     Args:
         sequences: rows 1..N of the table; clicks on row 0 count for nothing.
@@ -30,11 +37,29 @@ def co_clicks(
         the square root of both ends' sums, as in a symmetrically normalised adjacency matrix.
         Every edge is there in both directions.
     """
+    size = items + 1
+    codes, counts = np.zeros(0, np.int64), np.zeros(0, np.float64)
+    sums = np.zeros(size, np.float64)
+    for block in sequences.blocks():
+        found, times = _pairs(block, size, reach)
+        sums += np.bincount(found // size, times, minlength=size)
+        codes, counts = _added(codes, counts, found, times) if len(codes) else (found, times)
+        if len(codes) > max(_PAIRS_HELD, 4 * most * items):
+            kept = _kept(codes, _weights(codes, counts, sums), size, 2 * most)
+            codes, counts = codes[kept], counts[kept]
+    weights = _weights(codes, counts, sums)
+    kept = _kept(codes, weights, size, most)
+    ends, others = np.divmod(codes[kept], size)
+    return ends, others, weights[kept]
+
+
+def _pairs(
+    sequences: Sequences, size: int, reach: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Pairs of rows as `end * size + other`, ascending, and how often each is there."""
     rows = sequences.rows.astype(np.int64)
     user = np.repeat(np.arange(len(sequences)), np.diff(sequences.starts))
-    size = items + 1
-    codes = np.zeros(0, np.int64)
-    counts = np.zeros(0, np.float64)
+    codes, counts = np.zeros(0, np.int64), np.zeros(0, np.float64)
     for step in range(1, reach + 1):
         first, second = rows[:-step], rows[step:]
         same = (user[:-step] == user[step:]) & (first != second) & (first > 0) & (second > 0)
@@ -42,16 +67,37 @@ def co_clicks(
             [first[same] * size + second[same], second[same] * size + first[same]]
         )
         found, times = np.unique(pairs, return_counts=True)
-        merged = np.concatenate([codes, found])
-        codes, place = np.unique(merged, return_inverse=True)
-        summed = np.bincount(place, weights=np.concatenate([counts, times]))
-        counts = summed.astype(np.float64)
-    ends, others = codes // size, codes % size
-    degree = np.maximum(np.bincount(ends, counts, minlength=size), 1.0)
-    weights = (counts / np.sqrt(degree[ends] * degree[others])).astype(np.float32)
+        codes, counts = _added(codes, counts, found, times.astype(np.float64))
+    return codes, counts
+
+
+def _added(
+    codes: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.float64],
+    more: npt.NDArray[np.int64],
+    times: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    codes, place = np.unique(np.concatenate([codes, more]), return_inverse=True)
+    summed = np.bincount(place, weights=np.concatenate([counts, times]))
+    return codes, summed.astype(np.float64)
+
+
+def _weights(
+    codes: npt.NDArray[np.int64], counts: npt.NDArray[np.float64], sums: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float32]:
+    ends, others = np.divmod(codes, len(sums))
+    degree = np.maximum(sums, 1.0)
+    weights: npt.NDArray[np.float64] = counts / np.sqrt(degree[ends] * degree[others])
+    return weights.astype(np.float32)
+
+
+def _kept(
+    codes: npt.NDArray[np.int64], weights: npt.NDArray[np.float32], size: int, most: int
+) -> npt.NDArray[np.bool_]:
+    """Which pairs are among the `most` heaviest of either end; `codes` ascend."""
+    ends, others = np.divmod(codes, size)
     kept = _heaviest(ends, weights, most)
-    kept |= kept[np.searchsorted(codes, others * size + ends)]  # and the same edge the other way
-    return ends[kept], others[kept], weights[kept]
+    return kept | kept[np.searchsorted(codes, others * size + ends)]  # the same the other way
 
 
 def _heaviest(
@@ -96,7 +142,7 @@ class ItemGraph:
             )
 
     @classmethod
-    def of_clicks(cls, sequences: Sequences, items: int, *, reach: int, most: int) -> "ItemGraph":
+    def of_clicks(cls, sequences: Learnable, items: int, *, reach: int, most: int) -> "ItemGraph":
         """The graph of `co_clicks`."""
         return cls(items, *co_clicks(sequences, items, reach=reach, most=most))
 

@@ -19,7 +19,7 @@ from training.inference import encode_windows, item_vectors
 from training.item_fields import ItemFields
 from training.model import Mind
 from training.preset import TrainingConfig
-from training.sequences import Sequences
+from training.sequences import Learnable, Sequences
 
 FEWEST_USERS: Final = 200
 _MOST_USERS: Final = 2_000
@@ -29,7 +29,7 @@ _MEASURES: Final = ("recall_at_20", "recall_at_50")
 
 
 def trained_model(
-    sequences: Sequences,
+    sequences: Learnable,
     items: int,
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
@@ -63,7 +63,7 @@ def trained_model(
 
 
 def chosen(
-    sequences: Sequences,
+    sequences: Learnable,
     items: int,
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
@@ -74,11 +74,12 @@ def chosen(
 
     Each is trained for `config.trial` of the examples on the other users. Of a user held out, the
     first 80 % of the clicks are the history and the rest the targets. With fewer than
-    `FEWEST_USERS` of them, the config stays as it is.
+    `FEWEST_USERS` of them, the config stays as it is. Of sequences that are larger than memory, all
+    of this happens on a sample of the users.
     """
     if not config.fades:
         return config
-    learned, held_out = split_users(sequences, config.window_length, config.seed)
+    learned, held_out = split_users(sequences.sample(), config.window_length, config.seed)
     if len(held_out) < FEWEST_USERS:
         return config
     trials = [

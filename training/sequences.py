@@ -5,6 +5,7 @@ B users, L window length, T targets.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,47 @@ class Batch:
     rows: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
     profiles: npt.NDArray[np.int64] | None = None
+
+
+class Learnable(Protocol):
+    """Sequences to train on: all in memory, or read from disk part by part."""
+
+    @property
+    def profiles(self) -> npt.NDArray[np.int64] | None:
+        """As `Sequences` has them."""
+
+    @property
+    def example_count(self) -> int:
+        """How many positions can be learned from."""
+
+    def __len__(self) -> int:
+        """How many users."""
+
+    def blocks(self) -> "Iterator[Sequences]":
+        """All of it in order, in parts of whole users that fit in memory."""
+
+    def sample(self) -> "Sequences":
+        """As many of the users, drawn evenly, as fit in memory."""
+
+    def epoch(
+        self,
+        rng: np.random.Generator,
+        *,
+        batch_size: int,
+        window_length: int,
+        targets: int,
+        horizon: int,
+        batches: int | None = None,
+    ) -> Iterator[Batch]:
+        """See `Sequences.epoch`."""
+
+
+def item_counts(sequences: Learnable, items: int) -> npt.NDArray[np.int64]:
+    """How often rows 1..N were clicked: int64 (N,)."""
+    counts = np.zeros(items + 1, np.int64)
+    for block in sequences.blocks():
+        counts += np.bincount(block.rows, minlength=items + 1)
+    return counts[1:]
 
 
 @dataclass(frozen=True)
@@ -62,6 +104,19 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    @property
+    def example_count(self) -> int:
+        """How many positions can be learned from."""
+        return len(self.example_positions())
+
+    def blocks(self) -> "Iterator[Sequences]":
+        """All of it at once."""
+        yield self
+
+    def sample(self) -> "Sequences":
+        """All of it."""
+        return self
 
     def windows_before(
         self, positions: npt.NDArray[np.int64], length: int
@@ -110,7 +165,7 @@ class Sequences:
         window_length: int,
         targets: int,
         horizon: int,
-        examples: int | None = None,
+        batches: int | None = None,
     ) -> Iterator[Batch]:
         """One pass in random order: from each position, its window and what follows it.
 
@@ -123,9 +178,10 @@ class Sequences:
             window_length: the longest a window may be.
             targets: T, clicks to predict from a window.
             horizon: they are drawn, without repetition, from this many clicks after the window.
-            examples: use so many positions only; None for all.
+            batches: end after so many; None for all.
         """
-        positions = rng.permutation(self.example_positions())[:examples]
+        positions = rng.permutation(self.example_positions())
+        left = len(positions) if batches is None else batches
         ends = self.starts[np.searchsorted(self.starts, positions, side="right")]
         users = np.searchsorted(self.starts, positions, side="right") - 1
         begins = self.starts[users]
@@ -136,6 +192,9 @@ class Sequences:
             chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
             parts = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
             for part in rng.permutation(len(parts)):
+                if not left:
+                    return
+                left -= 1
                 at = parts[part]
                 yield Batch(
                     rows=self.windows_before(positions[at], window_length),

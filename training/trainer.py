@@ -17,15 +17,17 @@ from encoder.release import (
 )
 from training.checkpoint import Checkpoints
 from training.click_log import ClickLog, ClickLogError
+from training.click_store import ClickStore
 from training.curve import Curve, as_lines, as_png
 from training.evaluation import HeldOut, evaluate, evaluate_popularity
 from training.export import check_graph, checked_windows, export_graph
 from training.fit import Progress, ProgressCallback, torch_threads
 from training.inference import encode_windows, item_vectors
 from training.item_fields import Item, ItemFields, Kind, learn_fields
+from training.lesson import Lesson
 from training.model import Mind
 from training.preset import TrainingConfig
-from training.sequences import Sequences
+from training.sequences import Learnable, Sequences, item_counts
 from training.warm_start import Previous, packed, parameters_of, succeeding_model
 
 CURVES_FILE: Final = "curves.png"
@@ -52,7 +54,7 @@ class Catalogue:
 
 
 def train_release(
-    clicks: ClickLog,
+    clicks: ClickLog | ClickStore,
     folder: Path,
     *,
     created_at: datetime,
@@ -96,9 +98,9 @@ def train_release(
     tell = progress or (lambda _: None)
     if folder.exists():
         raise ReleaseError(f"{folder} exists; a release is never changed in place, choose another")
-    past, future, item_ids, sequences = to_learn_from(clicks, config)
+    lesson = to_learn_from(clicks, config)
+    item_ids, sequences, held_out = lesson.item_ids, lesson.sequences, lesson.held_out
     fields = None if catalogue is None else catalogue.fields(item_ids)
-    held_out = HeldOut.split(past, future, item_ids, config.window_length)
     curve = Curve(recall_on(held_out.sample(_SAMPLE), config) if len(held_out) else None)
     before = None if previous is None else Previous.of(previous)
     model, config, succession = succeeding_model(
@@ -121,7 +123,7 @@ def train_release(
     with torch_threads(config.threads):
         graph = export_graph(model)
         windows = checked_windows(
-            sequences.last_windows(config.window_length), config.window_length
+            next(sequences.blocks()).last_windows(config.window_length), config.window_length
         )
         check_graph(graph, model, windows)
     written = write_release(
@@ -135,10 +137,10 @@ def train_release(
         interests=config.interests,
         routing_iterations=config.routing_iterations,
         training=TrainingRecord(
-            since_ms=int(past.timestamps_ms.min()),
-            until_ms=int(past.timestamps_ms.max()),
-            clicks=len(past),
-            users=len(past.user_ids),
+            since_ms=lesson.since_ms,
+            until_ms=lesson.until_ms,
+            clicks=lesson.clicks,
+            users=lesson.users,
             preset=config.name,
             seed=config.seed,
             hyper_parameters=config.hyper_parameters(),
@@ -154,7 +156,7 @@ def train_release(
 
 
 def help_training(
-    clicks: ClickLog,
+    clicks: ClickLog | ClickStore,
     *,
     config: TrainingConfig,
     progress: ProgressCallback | None = None,
@@ -166,31 +168,34 @@ def help_training(
 
     They share the steps of training; the first alone evaluates and writes.
     """
-    _, _, item_ids, sequences = to_learn_from(clicks, config)
-    fields = None if catalogue is None else catalogue.fields(item_ids)
+    lesson = to_learn_from(clicks, config)
+    items = lesson.item_ids
+    fields = None if catalogue is None else catalogue.fields(items)
     before = None if previous is None else Previous.of(previous)
     succeeding_model(
-        sequences, item_ids, config, before, progress, fields=fields, checkpoints=checkpoints
+        lesson.sequences, items, config, before, progress, fields=fields, checkpoints=checkpoints
     )
 
 
-def to_learn_from(
-    clicks: ClickLog, config: TrainingConfig
-) -> tuple[ClickLog, ClickLog, list[str], Sequences]:
-    """Past and future clicks, the items of the past, and its sequences.
+def to_learn_from(clicks: ClickLog | ClickStore, config: TrainingConfig) -> Lesson:
+    """The clicks split by time, the items of the past, and its sequences.
 
     Raises:
         ClickLogError: there is nothing to learn from.
     """
+    if isinstance(clicks, ClickStore):
+        return clicks.lesson(config)
     past, future = hold_out(clicks, config.holdout)
     item_ids = vocabulary(past, config.min_item_clicks)
-    sequences = Sequences.from_log(past, item_ids)
-    if not len(sequences.example_positions()):
-        raise ClickLogError(
-            f"no user has two clicks on known items in the {len(past)} clicks to train on; train "
-            "on a longer time"
-        )
-    return past, future, item_ids, sequences
+    return Lesson(
+        item_ids=item_ids,
+        sequences=Sequences.from_log(past, item_ids),
+        held_out=HeldOut.split(past, future, item_ids, config.window_length),
+        since_ms=int(past.timestamps_ms.min()),
+        until_ms=int(past.timestamps_ms.max()),
+        clicks=len(past),
+        users=len(past.user_ids),
+    )
 
 
 def hold_out(clicks: ClickLog, share: float) -> tuple[ClickLog, ClickLog]:
@@ -229,7 +234,7 @@ def recall_on(held_out: HeldOut, config: TrainingConfig) -> Callable[[Mind], flo
 
 
 def measure(
-    model: Mind, sequences: Sequences, held_out: HeldOut, config: TrainingConfig
+    model: Mind, sequences: Learnable, held_out: HeldOut, config: TrainingConfig
 ) -> dict[str, float]:
     """Measures of the served form of a model and of popularity; see `train_release`."""
     metrics = {"evaluated_users": float(len(held_out))}
@@ -239,6 +244,5 @@ def measure(
     metrics |= evaluate(
         lambda windows: encode_windows(model, table, windows, config), table, held_out
     )
-    clicks = np.bincount(sequences.rows, minlength=len(table))[1:]
-    popularity = evaluate_popularity(clicks, held_out)
+    popularity = evaluate_popularity(item_counts(sequences, len(table) - 1), held_out)
     return metrics | {f"popularity_{name}": value for name, value in popularity.items()}

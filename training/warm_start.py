@@ -24,7 +24,7 @@ from training.item_fields import ItemFields
 from training.model import Mind
 from training.preset import TrainingConfig
 from training.recency import trained_model
-from training.sequences import Sequences
+from training.sequences import Learnable
 
 # The table as it was trained: served vectors are smoothed already, and starting from those costs
 # recall and moves items further (docs/model.md).
@@ -162,7 +162,7 @@ def start(model: Mind, item_ids: Sequence[str], previous: Previous) -> None:
 
 
 def warm_model(
-    sequences: Sequences,
+    sequences: Learnable,
     item_ids: Sequence[str],
     config: TrainingConfig,
     previous: Previous,
@@ -208,7 +208,7 @@ def align(model: Mind, item_ids: Sequence[str], previous: Previous) -> float:
 
 
 def succeeding_model(
-    sequences: Sequences,
+    sequences: Learnable,
     item_ids: Sequence[str],
     config: TrainingConfig,
     previous: Previous | None,
