@@ -113,8 +113,11 @@ class Deployment:
         return (self.folder / "worker.log").read_text()
 
     def wait_until_consumed(self) -> None:
-        """Until every record now on the topic is committed, and the release filled."""
+        """Until every record now on the topic is committed."""
         wait_until_consumed(self.settings, self.partitions, stalled_after_s=DEADLINE_S)
+
+    def wait_until_filled(self) -> None:
+        """Until workers have encoded every window for the release."""
         wait_until_filled(self.settings, self.release.name, self.partitions)
 
     def publish_next(self, *, seed: int) -> None:
@@ -133,6 +136,7 @@ class Deployment:
         """Run a worker until it is at the end of the topic."""
         with self.worker():
             self.wait_until_consumed()
+            self.wait_until_filled()
 
     def index_rows(self) -> int:
         """Rows of interests in the store."""

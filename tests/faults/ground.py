@@ -123,6 +123,7 @@ class Ground:
         worker = self.worker(deployment, instance="w")
         worker.wait_for("partitions.taken")
         deployment.wait_until_consumed()
+        deployment.wait_until_filled()
         worker.end()
 
     def close(self, deployment: Deployment, injected: int, note: str = "") -> Outcome:
