@@ -17,6 +17,7 @@ from encoder.settings import Settings
 
 _FOLLOW_S: Final = 1.0
 _RETRY_AFTER_S: Final = 30.0
+_STOP_S: Final = 2.0
 
 log = structlog.get_logger()
 
@@ -90,7 +91,7 @@ class ReleaseWatch:
         """Follow no longer."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_STOP_S)  # it may be in the middle of fetching a release
 
     def _run(self) -> None:
         follower = ReleaseFollower(self._settings.kafka)

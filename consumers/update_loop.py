@@ -174,7 +174,6 @@ class UpdateLoop:
             self._apply(change)
             return 0
         self._apply(change)
-        self._follow_releases()
         records = self._held(polled)
         if not records:
             self._collect()
@@ -333,6 +332,7 @@ class UpdateLoop:
             self._other_releases = taken.other_releases
             for release, partitions in taken.unfilled.items():
                 self._backfill.add(release, partitions)
+            self._metrics.unfilled.set(self._backfill.partitions_left)
             self._metrics.restored.inc(taken.restored)
             self._metrics.backfilled.inc(taken.filled)
             self._metrics.expired.inc(taken.expired)
@@ -403,6 +403,7 @@ class UpdateLoop:
 
     def _around(self, now: float) -> None:
         """What is due between batches: one thing at a time, as each may take a step's budget."""
+        self._follow_releases()
         most = self._settings.worker.max_batch_clicks
         if self._settling.due(now, most=most):
             if self.finish() and (due := self._settling.due(now, most=most)):
@@ -432,9 +433,10 @@ class UpdateLoop:
             self._backfill.add(served.name, self._store.partitions)
             self._other_releases = [r for r in self._other_releases if r != served.name]
         gone = [release for release in withdrawn if self._served.remove(release)]
-        if gone and self.finish():  # nothing of them is on its way any more
-            for release in gone:
-                self._backfill.drop_release(release)
+        for release in gone:
+            self._backfill.drop_release(release)
+        if gone:
+            self.finish()  # nothing of them is on its way any more
             self._takeover.let_go(gone, self._store.partitions)
             self._other_releases += gone
         if loaded or gone:
@@ -466,6 +468,7 @@ class UpdateLoop:
         self._metrics.release.clear()
         for served in self._served:
             self._metrics.release.labels(served.name).set(1)
+        self._metrics.unfilled.set(self._backfill.partitions_left)
 
     def _expire_erasures(self) -> None:
         """Drop erasure times that no click or dead letter still kept can be older than."""
