@@ -17,7 +17,7 @@ from quixstreams.sinks.base import BatchingSink, SinkBatch
 from benchmarks.columns import in_order
 from encoder.interests import ClickColumns, compute_interests, interest_key
 from encoder.mind_encoder import MindEncoder
-from encoder.release import fetch_release
+from encoder.release_store import fetch_release
 
 _SLOTS = 4
 

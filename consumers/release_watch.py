@@ -11,7 +11,8 @@ import structlog
 
 from consumers.served_releases import Served
 from encoder.errors import Misconfigured, Unavailable
-from encoder.release import Release, fetch_release
+from encoder.release import Release
+from encoder.release_store import fetch_release
 from encoder.release_topic import Announcement, ReleaseFollower
 from encoder.settings import Settings
 

@@ -15,12 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from encoder.errors import Misconfigured, Unavailable
@@ -278,7 +276,7 @@ def open_release(folder: Path) -> Release:
     Raises:
         ReleaseError: something is missing, changed, or does not fit together.
     """
-    manifest = _read_manifest(_bytes_of(folder / MANIFEST_FILE), folder / MANIFEST_FILE)
+    manifest = read_manifest(_bytes_of(folder / MANIFEST_FILE), folder / MANIFEST_FILE)
     for name, expected in manifest.files.items():
         if name != PARAMETERS_FILE or (folder / name).exists():
             _verify(folder, name, expected)
@@ -340,115 +338,12 @@ def _read_fields(folder: Path, manifest: Manifest) -> ItemFieldVectors:
     return ItemFieldVectors(record.fields, vectors, record.unit)
 
 
-def fetch_release(url: str, cache_dir: Path, *, to_train: bool = False) -> Release:
-    """Open a release that lies at a local path or under any fsspec URL.
-
-    A local one is opened where it lies. A remote one is copied to `cache_dir` once, under its name
-    and the hash of its manifest, so that a release published twice under one name is not confused.
-
-    Args:
-        url: where it lies.
-        cache_dir: where copies are kept.
-        to_train: copy what only the trainer needs, too.
+def read_manifest(raw: bytes, where: Path | str) -> Manifest:
+    """A manifest from its JSON.
 
     Raises:
-        ReleaseUnavailableError: the storage does not answer; try again.
-        ReleaseError: what is there is not a valid release.
+        ReleaseError: it is not valid; names `where` it was.
     """
-    filesystem, root = _filesystem(url)
-    if isinstance(filesystem, LocalFileSystem):
-        return open_release(Path(root))
-
-    def read(name: str) -> bytes:
-        try:
-            return bytes(filesystem.cat_file(f"{root.rstrip('/')}/{name}"))
-        except FileNotFoundError as error:
-            raise ReleaseError(f"{url}/{name} does not exist; check the release's URL") from error
-        except (OSError, TimeoutError) as error:
-            raise ReleaseUnavailableError(f"cannot read {url}/{name}: {error}") from error
-
-    raw = read(MANIFEST_FILE)
-    manifest = _read_manifest(raw, f"{url}/{MANIFEST_FILE}")
-    needed = [name for name in manifest.files if to_train or name != PARAMETERS_FILE]
-    part = "-to-train" if PARAMETERS_FILE in needed else ""
-    folder = cache_dir / f"{manifest.release}-{hashlib.sha256(raw).hexdigest()[:16]}{part}"
-    if folder.exists():
-        try:
-            return open_release(folder)
-        except ReleaseError:
-            shutil.rmtree(folder)  # a cache entry damaged on disk is fetched again
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache_dir))
-    try:
-        (draft / MANIFEST_FILE).write_bytes(raw)
-        for name in needed:
-            (draft / name).write_bytes(read(name))
-        open_release(draft)
-        try:
-            draft.rename(folder)
-        except OSError:
-            # Another process fetched the same release meanwhile; use its copy.
-            shutil.rmtree(draft, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    return open_release(folder)
-
-
-def store_release(release: Release, url: str) -> None:
-    """Copy a release to a local path or any fsspec URL, manifest last: until then it is not there.
-
-    Raises:
-        ReleaseUnavailableError: the storage does not take it; try again.
-    """
-    filesystem, root = _filesystem(url)
-    try:
-        filesystem.makedirs(root, exist_ok=True)
-        for name in (*release.manifest.files, MANIFEST_FILE):
-            if name == PARAMETERS_FILE and not (release.folder / name).exists():
-                continue  # of a copy that was fetched without it
-            filesystem.put_file(str(release.folder / name), f"{root.rstrip('/')}/{name}")
-    except OSError as error:
-        raise ReleaseUnavailableError(f"cannot write {release.name} to {url}: {error}") from error
-
-
-def store_beside(url: str, name: str, text: str) -> None:
-    """Put a text beside a stored release; it is no part of the release.
-
-    Raises:
-        ReleaseUnavailableError: the storage does not take it; try again.
-    """
-    filesystem, root = _filesystem(url)
-    try:
-        filesystem.pipe_file(f"{root.rstrip('/')}/{name}", text.encode())
-    except OSError as error:
-        raise ReleaseUnavailableError(f"cannot write {name} to {url}: {error}") from error
-
-
-def read_beside(url: str, name: str) -> str | None:
-    """A text beside a stored release; None where there is none.
-
-    Raises:
-        ReleaseUnavailableError: the storage does not answer.
-    """
-    filesystem, root = _filesystem(url)
-    try:
-        return bytes(filesystem.cat_file(f"{root.rstrip('/')}/{name}")).decode()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ReleaseUnavailableError(f"cannot read {name} at {url}: {error}") from error
-
-
-def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    try:
-        filesystem, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise ReleaseError(f"{url} is not a path or a URL that fsspec can open: {error}") from error
-    return filesystem, str(root)
-
-
-def _read_manifest(raw: bytes, where: Path | str) -> Manifest:
     try:
         return Manifest.model_validate_json(raw)
     except ValidationError as error:

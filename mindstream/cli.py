@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from encoder.errors import Misconfigured, Unavailable
-from encoder.release import fetch_release
+from encoder.release_store import fetch_release
 from encoder.release_topic import read_releases
 from encoder.settings import SettingsError
 from mindstream import release_commands, start

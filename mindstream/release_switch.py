@@ -11,7 +11,8 @@ import structlog
 
 from encoder.errors import Misconfigured, Unavailable
 from encoder.interest_index import InterestIndex, ReleaseInUse
-from encoder.release import Release, fetch_release, store_beside
+from encoder.release import Release
+from encoder.release_store import fetch_release, store_beside
 from encoder.release_topic import (
     ReleaseFollower,
     ReleaseLog,

@@ -17,14 +17,8 @@ from encoder.click_history import click_ends
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.milvus_client import close_embedded
-from encoder.release import (
-    Release,
-    ReleaseError,
-    ReleaseUnavailableError,
-    fetch_release,
-    forced,
-    store_beside,
-)
+from encoder.release import Release, ReleaseError, ReleaseUnavailableError, forced
+from encoder.release_store import fetch_release, store_beside
 from encoder.release_topic import read_releases
 from encoder.settings import Settings
 from mindstream.progress import Waiting

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from encoder.interest_index import InterestIndex
-from encoder.release import Release, store_release
+from encoder.release import Release
+from encoder.release_store import store_release
 from encoder.release_topic import Announcement, announce
 from encoder.settings import Settings
 

@@ -15,7 +15,8 @@ from consumers.update_loop import Step
 from encoder.errors import Misconfigured, Unavailable
 from encoder.interest_index import InterestIndex, ReleaseInUse
 from encoder.mind_encoder import MindEncoder
-from encoder.release import Release, ReleaseError, read_beside
+from encoder.release import Release, ReleaseError
+from encoder.release_store import read_beside
 from encoder.release_topic import read_releases
 from encoder.settings import Settings
 from lookup import Lookup

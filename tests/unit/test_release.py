@@ -19,11 +19,10 @@ from encoder.release import (
     ReleaseUnavailableError,
     TrainingRecord,
     default_release_name,
-    fetch_release,
     open_release,
-    store_release,
     write_release,
 )
+from encoder.release_store import fetch_release, store_release
 
 NOW = datetime(2026, 11, 24, 11, 30, tzinfo=UTC)
 ITEMS = np.array([[0, 0], [1, 0], [0, 1], [0.6, 0.8]], np.float32)
