@@ -21,6 +21,7 @@ from encoder.release import Release, ReleaseError, ReleaseUnavailableError, forc
 from encoder.release_store import fetch_release, store_beside
 from encoder.release_topic import read_releases
 from encoder.settings import Settings
+from mindstream.one_at_a_time import only_one
 from mindstream.progress import Waiting
 from mindstream.release_switch import prune, switch
 from training import ranks
@@ -93,12 +94,13 @@ def run_training(
         ClickLogError: the clicks cannot be read, or are too few.
         ReleaseError: what `previous` names is not a release.
         ReleaseRefused: the gate refuses the release; it is kept, with the gate's report.
-        Unavailable: Kafka or Milvus does not answer.
+        Unavailable: Kafka or Milvus does not answer, or another training runs.
     """
     checkpoints = Checkpoints(
         Path(settings.releases.cache) / "checkpoint", settings.trainer.checkpoint_every_s
     )
-    with Waiting(console) as waiting:
+    lock = Path(settings.releases.cache) / f"trainer_{ranks.rank()}.lock"
+    with only_one(lock, "training with this cache"), Waiting(console) as waiting:
 
         def run() -> Release | None:
             return _run(
