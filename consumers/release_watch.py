@@ -60,8 +60,7 @@ class ReleaseWatch:
         self._lock = threading.Lock()
         self._known: set[str] = set()  # served, or on their way to it
         self._failed: dict[str, float] = {}  # release → seconds until it is tried again
-        self._loaded: list[Served] = []
-        self._withdrawn: list[str] = []
+        self._events: list[Served | str] = []
         self._failure: BaseException | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="releases", daemon=True)
@@ -75,8 +74,11 @@ class ReleaseWatch:
         self._known = set(served)
         self._thread.start()
 
-    def take(self) -> tuple[list[Served], list[str]]:
-        """Releases that are ready to be served, and those that were withdrawn, since last asked.
+    def take(self) -> list[Served | str]:
+        """What happened since last asked, in order.
+
+        Returns:
+            Releases that are ready to be served, and names of those that were withdrawn.
 
         Raises:
             Whatever ended the thread.
@@ -84,9 +86,8 @@ class ReleaseWatch:
         with self._lock:
             if self._failure is not None:
                 raise self._failure
-            loaded, self._loaded = self._loaded, []
-            withdrawn, self._withdrawn = self._withdrawn, []
-            return loaded, withdrawn
+            events, self._events = self._events, []
+            return events
 
     def close(self) -> None:
         """Follow no longer."""
@@ -110,12 +111,12 @@ class ReleaseWatch:
             follower.close()
 
     def _follow(self, follower: ReleaseFollower) -> None:
-        announced = follower.poll(0.2).announced
+        announced = follower.poll().announced
         names = {one.release for one in announced}
         for name in self._known - names:
             self._known.discard(name)
             with self._lock:
-                self._withdrawn.append(name)
+                self._events.append(name)
         for one in announced:
             if one.release not in self._known and not self._stop.is_set():
                 self._try(one)
@@ -136,4 +137,4 @@ class ReleaseWatch:
         self._failed.pop(name)
         log.info("release.loaded", release=name)
         with self._lock:
-            self._loaded.append(served)
+            self._events.append(served)

@@ -68,7 +68,11 @@ class ServedReleases:
         return Served(release, WindowEncoder(MindEncoder(release, self._threads), self._codes))
 
     def add(self, served: Served) -> None:
-        """Serve it from now on."""
+        """Serve it from now on, in the place of one of the same name if there is one."""
+        for place, one in enumerate(self._served):
+            if one.name == served.name:
+                self._served[place] = served
+                return
         self._served.append(served)
 
     def get(self, name: str) -> Served:

@@ -427,19 +427,18 @@ class UpdateLoop:
 
     def _follow_releases(self) -> None:
         """Serve what was announced and is loaded; let go of what was withdrawn."""
-        loaded, withdrawn = self._watch.take()
-        for served in loaded:
-            self._served.add(served)
-            self._backfill.add(served.name, self._store.partitions)
-            self._other_releases = [r for r in self._other_releases if r != served.name]
-        gone = [release for release in withdrawn if self._served.remove(release)]
-        for release in gone:
-            self._backfill.drop_release(release)
-        if gone:
-            self.finish()  # nothing of them is on its way any more
-            self._takeover.let_go(gone, self._store.partitions)
-            self._other_releases += gone
-        if loaded or gone:
+        events = self._watch.take()
+        for event in events:
+            if not isinstance(event, str):
+                self._served.add(event)
+                self._backfill.add(event.name, self._store.partitions)
+                self._other_releases = [r for r in self._other_releases if r != event.name]
+            elif self._served.remove(event):
+                self._backfill.drop_release(event)
+                self.finish()  # nothing of it is on its way any more
+                self._takeover.let_go([event], self._store.partitions)
+                self._other_releases.append(event)
+        if events:
             self._show_releases()
 
     def _fill(self, chunk: Chunk) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
-from queue import Empty, Queue
-from typing import Generic, TypeVar
+from contextlib import suppress
+from queue import Full, Queue
+from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
+
+_LOOK_AGAIN_S: Final = 0.1
 
 
 class _End(Generic[T]):
@@ -32,30 +35,30 @@ def read_ahead(source: Generator[T], *, most: int = 1) -> Generator[T]:
     items: Queue[T | _End[T]] = Queue(maxsize=most)
     unwanted = threading.Event()
 
+    def put(item: T | _End[T]) -> None:
+        while not unwanted.is_set():
+            with suppress(Full):
+                items.put(item, timeout=_LOOK_AGAIN_S)
+                return
+
     def run() -> None:
         try:
             for item in source:
-                items.put(item)
+                put(item)
                 if unwanted.is_set():
                     break
         except BaseException as exc:  # raised again by the reader
-            items.put(_End(exc))
+            put(_End(exc))
         else:
-            items.put(_End())
+            put(_End())
         finally:
             source.close()
 
-    thread = threading.Thread(target=run, name="read-ahead", daemon=True)
-    thread.start()
+    threading.Thread(target=run, name="read-ahead", daemon=True).start()
     try:
         while not isinstance(item := items.get(), _End):
             yield item
         if item.error is not None:
             raise item.error
     finally:
-        unwanted.set()
-        while thread.is_alive():
-            try:
-                items.get(timeout=0.05)
-            except Empty:
-                continue
+        unwanted.set()  # not waited for: the source may be waiting itself

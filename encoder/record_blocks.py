@@ -66,14 +66,15 @@ class _PartitionBlocks(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka
                 )
             self.leader_epoch = batch.leader_epoch
             committed = self._is_committed(batch)
-            # Compaction keeps a batch's last offset, so this passes over what it has taken away.
-            self.next_fetch_offset = batch.next_offset
+            block = None
             if committed and not batch.is_control_batch:
                 block = _block(tp.partition, batch, self.fetch_offset)
                 self.records_read += len(block)
                 self.bytes_read += batch.size_in_bytes
-                if len(block):
-                    yield block
+            # Compaction keeps a batch's last offset, so this passes over what it has taken away.
+            self.next_fetch_offset = batch.next_offset
+            if block:
+                yield block
         self.drain()
 
     def _is_committed(self, batch: Any) -> bool:

@@ -68,6 +68,9 @@ def fetch_release(url: str, cache_dir: Path, *, to_train: bool = False) -> Relea
         except OSError:
             # Another process fetched the same release meanwhile; use its copy.
             shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise ReleaseUnavailableError(f"cannot copy {url} to {cache_dir}: {error}") from error
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise

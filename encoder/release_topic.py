@@ -9,6 +9,7 @@ collection up to date. The key `used/<name>` says since when readers have read a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -16,7 +17,7 @@ from typing import Any, Final, TypeVar
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from encoder.errors import Misconfigured
+from encoder.errors import Misconfigured, Unavailable
 from encoder.kafka_client import open_reader, producer, read_to_end, translated
 from encoder.settings import KafkaSettings
 
@@ -24,6 +25,7 @@ _RELEASE: Final = "release/"
 _FILLED: Final = "filled/"
 _USED: Final = "used/"
 _TIMEOUT_S: Final = 30.0
+_POLL_MS: Final = 200
 
 _Record = TypeVar("_Record", bound=BaseModel)
 
@@ -109,20 +111,28 @@ class ReleaseFollower:
         self._state = _State(settings)
         self._consumer: KafkaConsumer | None = None
 
-    def poll(self, timeout_s: float) -> ReleaseLog:
-        """What the topic says now, as far as it came within the time.
+    def poll(self) -> ReleaseLog:
+        """What the topic says now. Never a part of it: that would look like withdrawals.
 
         Raises:
             Misconfigured: a record is no announcement; names its offset.
             Unavailable: Kafka does not answer.
         """
+        partition = TopicPartition(self._settings.releases_topic, 0)
+        deadline = time.monotonic() + _TIMEOUT_S
         with translated("following releases", self._settings):
             if self._consumer is None:
                 self._consumer = open_reader(self._settings)
-                self._consumer.assign([TopicPartition(self._settings.releases_topic, 0)])
-            for records in self._consumer.poll(timeout_ms=int(timeout_s * 1000)).values():
-                for record in records:
-                    self._state.apply(record)
+                self._consumer.assign([partition])
+            end = self._consumer.end_offsets([partition])[partition]
+            while self._consumer.position(partition) < end:
+                for records in self._consumer.poll(timeout_ms=_POLL_MS).values():
+                    for record in records:
+                        self._state.apply(record)
+                if time.monotonic() > deadline:
+                    raise Unavailable(
+                        f"{partition.topic}[0] could not be read to its end within {_TIMEOUT_S:g} s"
+                    )
         return self._state.log
 
     def close(self) -> None:

@@ -109,8 +109,8 @@ class Lookup:
         Raises:
             Misconfigured: no release is in use yet.
         """
-        now = time.monotonic()
-        if self._in_use is None or now - self._in_use_read_at > _POINTER_TTL_S:
+        now, known = time.monotonic(), self._in_use
+        if known is None or now - self._in_use_read_at > _POINTER_TTL_S:
             in_use = self._index.release_in_use()
             if in_use is None:
                 raise Misconfigured(
@@ -120,7 +120,8 @@ class Lookup:
             self._in_use, self._in_use_read_at = in_use, now
             if self._items_in_memory:
                 self._tables.want(in_use.name)
-        return self._in_use
+            return in_use
+        return known
 
     @property
     def items_are_in_memory(self) -> bool:

@@ -17,6 +17,7 @@ from encoder.release_topic import (
     ReleaseFollower,
     ReleaseLog,
     Use,
+    announce,
     note_uses,
     read_releases,
     withdraw,
@@ -61,21 +62,23 @@ def switch(
     """
     partitions = check_topics(settings.kafka)
     release = announced_release(settings, read_releases(settings.kafka), name)
-    wait_until_filled(settings, name, partitions, progress)
-    certificate = certify(
-        settings,
-        index,
-        release,
-        partitions=partitions,
-        sample=sample,
-        within_s=AGREE_WITHIN_S,
-        progress=lambda doing: progress(doing, partitions, partitions),
-    )
-    announced = read_releases(settings.kafka).announcement(name)
-    if announced is None:
-        raise Misconfigured(f"release {name} was withdrawn meanwhile; announce it again")
+    while True:
+        wait_until_filled(settings, name, partitions, progress)
+        certificate = certify(
+            settings,
+            index,
+            release,
+            partitions=partitions,
+            sample=sample,
+            within_s=AGREE_WITHIN_S,
+            progress=lambda doing: progress(doing, partitions, partitions),
+        )
+        known = read_releases(settings.kafka)
+        announced = known.announcement(name)
+        if announced is not None and known.is_filled(name, partitions):
+            break  # else a partition went to a worker that does not serve it, meanwhile
     store_beside(announced.url, CERTIFICATE_FILE, certificate.model_dump_json(indent=2))
-    known, slots = read_releases(settings.kafka), release.manifest.interests
+    slots = release.manifest.interests
     _point_at(settings, index, known, index.release_in_use(), name, slots)
     return certificate
 
@@ -98,7 +101,7 @@ def rollback(settings: Settings, index: InterestIndex) -> Use:
     to = kept[-1]
     of = {name: {p for release, p in known.filled if release == name} for name, _ in known.filled}
     kept_up = of.get(to.release, set())
-    if in_use is None or not kept_up or kept_up < of.get(in_use.name, set()):
+    if in_use is None or not kept_up or not kept_up >= of.get(in_use.name, set()):
         raise Misconfigured(
             f"release {to.release} is not kept up to date on every partition; are all workers"
             f" running? `mindstream release use {to.release}` waits until it is"
@@ -109,8 +112,8 @@ def rollback(settings: Settings, index: InterestIndex) -> Use:
 def prune(settings: Settings, index: InterestIndex, *, grace_s: float) -> list[str]:
     """Withdraw releases that readers left longer ago than the grace time, and drop their rows.
 
-    Releases that no reader has read are kept while they are newer than the one in use: they may be
-    about to be.
+    Releases that no reader has read are kept while they are newer than the one in use, or that has
+    not been in use for the grace time: they may be about to be.
 
     Returns:
         Their names.
@@ -129,21 +132,25 @@ def prune(settings: Settings, index: InterestIndex, *, grace_s: float) -> list[s
         for before, after in zip(known.used, known.used[1:], strict=False)
     }
     until_ms = int((time.time() - grace_s) * 1000)
-    never_used = older - {use.release for use in known.used}
+    used_at_ms = {use.release: use.at_ms for use in known.used}
+    for name in older - used_at_ms.keys():  # never used, and another one has come since
+        left_at_ms[name] = used_at_ms.get(in_use.name, until_ms)
     due = [
-        name
-        for name in names
-        if name != in_use.name
-        and (name in never_used or left_at_ms.get(name, until_ms) < until_ms)
-        and (name in older or name in left_at_ms)
+        name for name in names if name != in_use.name and left_at_ms.get(name, until_ms) < until_ms
     ]
     for name in due:
         withdraw(settings.kafka, name)
     _wait_until_let_go(settings, set(due))
+    dropped = []
     for name in due:
+        now_in_use = index.release_in_use()
+        if now_in_use is not None and now_in_use.name == name:  # somebody went back to it meanwhile
+            announce(settings.kafka, next(one for one in known.announced if one.release == name))
+            continue
         index.drop_release(name)
+        dropped.append(name)
         log.info("release.dropped", release=name)
-    return due
+    return dropped
 
 
 def announced_release(settings: Settings, known: ReleaseLog, name: str) -> Release:
@@ -174,11 +181,14 @@ def wait_until_filled(
     follower = ReleaseFollower(settings.kafka)
     try:
         while True:
-            known = follower.poll(_POLL_S)
+            known = follower.poll()
+            if known.announcement(name) is None:
+                raise Misconfigured(f"release {name} is not announced, or was withdrawn")
             missing = [p for p in range(partitions) if (name, p) not in known.filled]
             progress("waiting for workers to fill it", partitions - len(missing), partitions)
             if not missing:
                 return
+            time.sleep(_POLL_S)
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"workers have not filled release {name} on partitions {missing} within"
@@ -196,8 +206,9 @@ def _wait_until_let_go(settings: Settings, names: set[str]) -> None:
     follower = ReleaseFollower(settings.kafka)
     try:
         while time.monotonic() < deadline:
-            if not names & {release for release, _ in follower.poll(_POLL_S).filled}:
+            if not names & {release for release, _ in follower.poll().filled}:
                 return
+            time.sleep(_POLL_S)
     finally:
         follower.close()
     log.warning("release.not_let_go", releases=sorted(names), waited_s=_LET_GO_S)
@@ -211,12 +222,14 @@ def _point_at(
     name: str,
     slots: int,
 ) -> Use:
-    index.use_release(name, slots)
     now_ms = int(time.time() * 1000)
-    uses = [Use(release=name, slots=slots, at_ms=now_ms)]
     if before is not None and before.name not in {use.release for use in known.used}:
-        # The first one, which a worker pointed readers at.
-        uses.insert(0, Use(release=before.name, slots=before.slots, at_ms=now_ms))
-    note_uses(settings.kafka, uses)
+        # The first one, which a worker pointed readers at. Noted before readers leave it, because
+        # it could not be found again if this process died in between.
+        first = Use(release=before.name, slots=before.slots, at_ms=now_ms)
+        note_uses(settings.kafka, [first])
+    index.use_release(name, slots)
+    use = Use(release=name, slots=slots, at_ms=now_ms)
+    note_uses(settings.kafka, [use])
     log.info("release.in_use", release=name, before=before and before.name)
-    return uses[-1]
+    return use

@@ -165,7 +165,7 @@ def _run(
     ranks.wait_for_all()  # until each has read the last checkpoint
     shutil.rmtree(checkpoints.folder, ignore_errors=True)
     waiting.start("comparing it with what is there")
-    release = pass_the_gate(release, log, settings, in_use, waiting, force=force)
+    release = pass_the_gate(release, log, settings, in_use, start, waiting, force=force)
     put_into_use(release, settings, waiting)
     return release
 
@@ -291,6 +291,7 @@ def pass_the_gate(
     log: ClickLog | ClickStore,
     settings: Settings,
     in_use: Release | None,
+    previous: Release | None,
     waiting: Waiting,
     *,
     force: bool,
@@ -305,6 +306,7 @@ def pass_the_gate(
         log.sample() if isinstance(log, ClickStore) else log,
         margin=settings.trainer.gate_margin,
         in_use=in_use,
+        previous=previous,
         seed=settings.trainer.seed,
     )
     waiting.tell(f"the gate: {report}")

@@ -111,24 +111,27 @@ def judge(
     *,
     margin: float,
     in_use: Release | None = None,
+    previous: Release | None = None,
     seed: int = 0,
 ) -> Report:
     """Compare a release with the one in use, with recent popularity and with item-kNN.
 
-    What is to be found are clicks that neither the candidate nor the release in use was trained on.
+    What is to be found are clicks that none of the releases was trained on.
 
     Args:
         candidate: says until when it was trained.
         clicks: the log, or some users of it.
         margin: of Recall@20, absolute; being behind by less is no reason to refuse.
         in_use: None if there is none.
+        previous: what the candidate started from; None if from nothing.
         seed: of the users drawn where there are many, and of the bootstrap.
     """
     rng = np.random.default_rng(seed)
     until_ms = candidate.manifest.training.until_ms
     past = clicks.between(until_ms=until_ms + 1)
-    if in_use is not None:
-        until_ms = max(until_ms, in_use.manifest.training.until_ms)
+    for known in (in_use, previous):
+        if known is not None:
+            until_ms = max(until_ms, known.manifest.training.until_ms)
     future = clicks.between(since_ms=until_ms + 1)
     split = _users(past, future, rng)
     own, mean_cosine = _recalls(candidate, split)
@@ -142,6 +145,8 @@ def judge(
         for one in comparisons
         if one.behind
     ]
+    if in_use is not None and not len(split.users):
+        reasons.append("there are no newer clicks to compare it by with the release in use")
     if not np.isfinite(candidate.items).all():
         reasons.append("item vectors are not finite")
     if mean_cosine > _COLLAPSED:

@@ -22,6 +22,7 @@ def test_items_come_in_order_and_the_source_is_closed() -> None:
     assert list(read_ahead(source())) == list(range(100))
     (thread,) = ran
     assert thread is not threading.current_thread()
+    thread.join(10)
     assert not thread.is_alive()
 
 
@@ -69,4 +70,4 @@ def test_a_source_that_is_no_longer_wanted_is_closed() -> None:
 
     with closing(read_ahead(source())) as items:
         next(items)
-    assert closed.is_set()
+    assert closed.wait(10)
