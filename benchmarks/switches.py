@@ -27,7 +27,7 @@ from benchmarks.results import machine, percentiles_ms, say
 from encoder.click import Click
 from encoder.interest_index import InterestIndex
 from encoder.kafka_client import producer
-from encoder.release import Release
+from encoder.release import Release, open_release
 from encoder.settings import MilvusSettings
 from lookup import Lookup
 from mindstream.release_switch import prune, rollback, switch
@@ -78,8 +78,9 @@ def look_up(uri: str, releases: Path, rate: float) -> None:
 
     def table(name: str) -> tuple[dict[str, int], NDArray[np.float32]]:
         if name not in tables:
-            items = np.load(releases / name / "items.npy")
-            tables[name] = {f"item-{row}": row for row in range(1, len(items))}, items
+            release = open_release(releases / name)
+            rows = {item: row for row, item in enumerate(release.item_ids, start=1)}
+            tables[name] = rows, release.items
         return tables[name]
 
     def run(number: int) -> None:

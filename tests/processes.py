@@ -21,12 +21,12 @@ def eventually(fact: Callable[[], bool], within_s: float = 30.0) -> bool:
 
 def is_running(pid: int) -> bool:
     """Whether a process has that id; one that ended but was not waited for has not."""
+    stat = Path(f"/proc/{pid}/stat")
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
+    except (ProcessLookupError, FileNotFoundError):  # it may end at any of these steps
         return False
-    stat = Path(f"/proc/{pid}/stat")
-    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 def listening(pid: int) -> set[str]:
