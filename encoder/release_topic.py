@@ -72,11 +72,6 @@ class ReleaseLog:
         """Of a release that was announced and not withdrawn."""
         return next((one for one in self.announced if one.release == release), None)
 
-    @property
-    def newest(self) -> Announcement | None:
-        """The last release announced."""
-        return self.announced[-1] if self.announced else None
-
     def is_filled(self, release: str, partitions: int) -> bool:
         """Whether every partition is reported for the release."""
         return all((release, partition) in self.filled for partition in range(partitions))
@@ -193,9 +188,9 @@ def withdraw(settings: KafkaSettings, release: str) -> None:
     _write(settings, [(f"{_RELEASE}{release}".encode(), None), (_used_key(release), None)])
 
 
-def note_uses(settings: KafkaSettings, uses: Iterable[Use]) -> None:
-    """Note that readers were pointed at releases, oldest first."""
-    _write(settings, [(_used_key(use.release), use.model_dump_json().encode()) for use in uses])
+def note_use(settings: KafkaSettings, use: Use) -> None:
+    """Note that readers were pointed at a release."""
+    _write(settings, [(_used_key(use.release), use.model_dump_json().encode())])
 
 
 def _used_key(release: str) -> bytes:

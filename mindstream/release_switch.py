@@ -18,7 +18,7 @@ from encoder.release_topic import (
     ReleaseLog,
     Use,
     announce,
-    note_uses,
+    note_use,
     read_releases,
     withdraw,
 )
@@ -227,9 +227,9 @@ def _point_at(
         # The first one, which a worker pointed readers at. Noted before readers leave it, because
         # it could not be found again if this process died in between.
         first = Use(release=before.name, slots=before.slots, at_ms=now_ms)
-        note_uses(settings.kafka, [first])
+        note_use(settings.kafka, first)
     index.use_release(name, slots)
     use = Use(release=name, slots=slots, at_ms=now_ms)
-    note_uses(settings.kafka, [use])
+    note_use(settings.kafka, use)
     log.info("release.in_use", release=name, before=before and before.name)
     return use
