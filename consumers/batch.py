@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from consumers.packed_window import merge_clicks
 from consumers.window_store import WindowStore
 from encoder.click import Click, RejectedClick, parse_record
+from encoder.records import Record
 from encoder.window import NEVER
-
-
-class Record(NamedTuple):
-    """One record of the clicks topic, as it lay there.
-
-    Attributes:
-        timestamp: when the record was produced, in ms, which is not the click's event time.
-        value: None for a tombstone, which asks to forget the user.
-        headers: we read none, but a dead letter keeps them; names may repeat, values may be null.
-    """
-
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

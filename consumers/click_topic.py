@@ -24,12 +24,11 @@ from kafka.errors import (
     ProducerFencedError,
 )
 
-from consumers.batch import Record, Rejected
+from consumers.batch import Rejected
 from consumers.bulk_send import send_all
 from consumers.lease import Lease
 from encoder.dead_letter_topic import DeadLetter
 from encoder.errors import Misconfigured, Unavailable
-from encoder.header_names import accept_any_header_name
 from encoder.kafka_client import (
     client_config,
     end_offsets,
@@ -37,6 +36,7 @@ from encoder.kafka_client import (
     reader,
     translated,
 )
+from encoder.records import Record, hand_out_records
 from encoder.release_topic import filled_reports
 from encoder.settings import Settings
 from encoder.windows_topic import HOW_TO_REBUILD, Extent, WindowRecords, read_window_records
@@ -129,7 +129,6 @@ class ClickTopic:
         self._refused: _Refused | None = None
         self._held_back: list[Record] = []
         self._extents: dict[int, Extent] = {}  # of the partitions taken over, as committed
-        accept_any_header_name()
         with translated("joining the group", kafka):
             self._consumer = KafkaConsumer(
                 **client_config(kafka),
@@ -146,6 +145,7 @@ class ClickTopic:
                 max_partition_fetch_bytes=4 * 1024 * 1024,
                 allow_auto_create_topics=False,
             )
+            hand_out_records(self._consumer)
             self._consumer.subscribe([kafka.clicks_topic], listener=self._listener)
             # A restarted worker takes its name again, which ends what its predecessor left open.
             name = worker.instance_id or f"{time.time_ns():x}"
@@ -247,8 +247,6 @@ class ClickTopic:
             self._check_membership()
             if self._refused is None and self.lease_left_s() > 0:
                 self._consumer.resume(*self._consumer.paused())
-        # kafka-python's records have all that ours have. Making ours of them would take as long as
-        # checking what they hold.
         return [record for of_partition in polled.values() for record in of_partition]
 
     def _accepted_since(self, refused: _Refused) -> bool:
@@ -520,7 +518,7 @@ class ClickTopic:
             detail=rejected.detail,
             key=record.key,
             value=record.value,
-            headers=tuple(record.headers),
+            headers=record.headers,
         )
 
     def close(self, timeout_s: float) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from consumers.batch import Record, Rejected
+from consumers.batch import Rejected
 from encoder.errors import Misconfigured
+from encoder.records import Record
 
 RECENT_RECORDS: Final = 1000
 """The share is that of the newest so many records, and is not judged before there are as many."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from consumers.batch import Record
+from encoder.records import Record
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ import numpy as np
 import structlog
 
 from consumers.backfill import Backfill, Chunk
-from consumers.batch import Decision, Record, decide, joined
+from consumers.batch import Decision, decide, joined
 from consumers.batch_size import BatchSize
 from consumers.click_topic import AssignmentChange, ClickTopic, Outdated
 from consumers.encoding import Encoded
@@ -41,6 +41,7 @@ from consumers.window_store import WindowStore
 from consumers.window_wire import to_wires
 from encoder.errors import LeaseRanOut, Misconfigured
 from encoder.interest_index import InterestIndex
+from encoder.records import Record
 from encoder.settings import Settings
 
 Step = Literal["polled", "merged", "encoded", "written", "committed"]

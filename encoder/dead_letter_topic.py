@@ -16,6 +16,7 @@ from typing import Any, Final
 from kafka import TopicPartition
 
 from encoder.kafka_client import read_to_end, translated
+from encoder.records import Headers
 from encoder.settings import KafkaSettings
 
 PARTITION: Final = 0
@@ -27,9 +28,6 @@ _REPLAYED: Final = _PREFIX + "replayed"
 _VALUE: Final = "value"
 _STALL_S: Final = 90.0
 """Longer than a transaction stays open that a killed process left (transaction_timeout_s)."""
-
-Headers = tuple[tuple[str, bytes | None], ...]
-"""A record's headers: names may repeat, and a value may be null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +148,7 @@ def read_dead_letters(
     with translated(f"reading {topic}", settings):
         for records in read_to_end(settings, asked, timeout_s=_STALL_S):
             for record in records:
-                headers = tuple(record.headers)
-                yield record.offset, read_record(record.key, record.value, headers)
+                yield record.offset, read_record(record.key, record.value, record.headers)
 
 
 def put_back_offsets(settings: KafkaSettings) -> frozenset[int]:

@@ -11,9 +11,8 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import FencedInstanceIdError, KafkaError, ProducerFencedError
 
 from encoder.errors import Misconfigured, Unavailable
-from encoder.header_names import accept_any_header_name
 from encoder.kafka_net_client import REFUSALS, net_client, tls_error
-from encoder.record_blocks import RecordBlock, hand_out_blocks
+from encoder.records import Record, RecordBlock, hand_out_blocks, hand_out_records
 from encoder.settings import KafkaSettings
 from encoder.tls import TlsFiles
 
@@ -137,8 +136,7 @@ def open_reader(
 
     `config` is kafka-python's.
     """
-    accept_any_header_name()
-    return KafkaConsumer(
+    consumer = KafkaConsumer(
         **client_config(settings),
         group_id=None,
         enable_auto_commit=False,
@@ -147,6 +145,8 @@ def open_reader(
         isolation_level=isolation,
         **{"max_partition_fetch_bytes": 8 * 1024 * 1024, **config},
     )
+    hand_out_records(consumer)
+    return consumer
 
 
 def end_offsets(settings: KafkaSettings, partitions: Sequence[TopicPartition]) -> dict[Any, int]:
@@ -162,8 +162,8 @@ def read_to_end(
     *,
     timeout_s: float,
     start: dict[Any, int] | None = None,
-) -> Iterator[list[Any]]:
-    """Everything committed in the partitions, as lists of consumer records.
+) -> Iterator[list[Record]]:
+    """Everything committed in the partitions.
 
     Reads up to the last record written before the call, also where that record's transaction is
     still open: it waits for the transaction to commit or abort, so that nothing that a committed

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from encoder.errors import Misconfigured
 from encoder.kafka_client import admin_client, read_blocks_to_end, reader, translated
 from encoder.read_ahead import read_ahead
-from encoder.record_blocks import RecordBlock
+from encoder.records import RecordBlock
 from encoder.settings import KafkaSettings
 from encoder.window import CorruptWindow, Window, from_wire
 

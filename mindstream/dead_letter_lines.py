@@ -16,8 +16,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from encoder.dead_letter_topic import PARTITION, DeadLetter, Headers
+from encoder.dead_letter_topic import PARTITION, DeadLetter
 from encoder.errors import Misconfigured
+from encoder.records import Headers
 
 _BASE64: Final = "base64"
 

@@ -42,7 +42,7 @@ def rejected_on_topic(deployment: Deployment) -> list[Kept]:
             try:
                 parse_record(key, value, at, max_future_ms=max_future_ms)
             except RejectedClick as exc:
-                place = (record.topic, record.partition, record.offset)
+                place = (kafka.clicks_topic, record.partition, record.offset)
                 rejected.append((key, value, tuple(record.headers), at, *place, exc.reason))
     return rejected
 

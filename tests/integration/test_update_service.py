@@ -9,7 +9,6 @@ from kafka import KafkaAdminClient
 from kafka.admin import MemberToRemove
 from kafka.errors import CommitFailedError, FencedInstanceIdError, KafkaError
 
-from consumers.batch import Record
 from consumers.click_topic import ClickTopic, Outdated
 from consumers.update_loop import Step
 from consumers.worker import run_worker
@@ -17,6 +16,7 @@ from encoder.click import Click
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.kafka_client import admin_client, producer
+from encoder.records import Record
 from encoder.topics import check_topics, create_topics
 from encoder.window import Window, to_wire
 from encoder.windows_topic import read_windows

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from consumers.batch import Record, decide
+from consumers.batch import decide
 from consumers.window_store import WindowStore
 from encoder.click import (
     Click,
@@ -17,6 +17,7 @@ from encoder.click import (
     parse_record,
 )
 from encoder.dead_letter_topic import DeadLetter, Receipt, Unreadable, read_record
+from encoder.records import Record
 from mindstream.dead_letter_lines import letter_line, read_mended, source_of
 from tests.fuzzed_clicks import fuzzed_records
 

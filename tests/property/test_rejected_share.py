@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.batch import Record, Rejected
+from consumers.batch import Rejected
 from consumers.rejected_share import RECENT_RECORDS, RejectedShare
 from encoder.errors import Misconfigured
+from encoder.records import Record
 
 T0 = 1_700_000_000_000
 

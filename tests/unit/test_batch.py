@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from consumers.batch import Record, decide
+from consumers.batch import decide
 from consumers.packed_window import EMPTY, unpack
 from consumers.window_store import WindowStore
+from encoder.records import Record
 from encoder.window import Window
 
 T0 = 1_700_000_000_000

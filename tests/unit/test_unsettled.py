@@ -1,7 +1,7 @@
 """For which records the rows in the store are anybody's guess."""
 
-from consumers.batch import Record
 from consumers.unsettled import Unsettled
+from encoder.records import Record
 
 
 def records(partition: int, first: int, count: int) -> list[Record]:

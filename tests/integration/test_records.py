@@ -1,20 +1,21 @@
-"""Whole batches of records in columns, against kafka-python's own records, on a real broker."""
+"""Records, and whole batches of them in columns, against kafka-python on a real broker."""
 
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
-from kafka import KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import CorruptRecordError
 from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 
 from deploy.local_broker import LocalBroker
-from encoder.kafka_client import producer, read_blocks_to_end, read_to_end, reader
-from encoder.record_blocks import RecordBlock, _PartitionBlocks, hand_out_blocks
+from encoder.kafka_client import client_config, producer, read_blocks_to_end, read_to_end, reader
+from encoder.records import Headers, RecordBlock, _PartitionBlocks, hand_out_blocks
 from encoder.settings import KafkaSettings, load_settings
 
-Row = tuple[int, int, bytes | None, bytes | None]
+Row = tuple[int, int, bytes | None, bytes | None, Headers]
 
 
 @pytest.fixture
@@ -52,11 +53,35 @@ def rows(blocks: list[RecordBlock]) -> list[Row]:
     return [
         row
         for block in blocks
-        for row in zip(block.offsets, block.timestamps_ms, block.keys, block.values, strict=True)
+        for row in zip(
+            block.offsets,
+            block.timestamps_ms,
+            block.keys,
+            block.values,
+            block.headers,
+            strict=True,
+        )
     ]
 
 
-def test_blocks_hold_what_records_hold(
+def read_by_kafka_python(settings: KafkaSettings, target: TopicPartition) -> list[Row]:
+    with closing(
+        KafkaConsumer(**client_config(settings), group_id=None, isolation_level="read_committed")
+    ) as consumer:
+        consumer.assign([target])
+        (end,) = consumer.end_offsets([target]).values()
+        consumer.seek_to_beginning(target)
+        found: list[Row] = []
+        while consumer.position(target) < end:
+            for polled in consumer.poll(timeout_ms=200).values():
+                found += [
+                    (one.offset, one.timestamp, one.key, one.value, tuple(one.headers))
+                    for one in polled
+                ]
+    return found
+
+
+def test_blocks_and_records_hold_what_kafka_python_reads(
     settings: KafkaSettings, target: TopicPartition, sender: KafkaProducer
 ) -> None:
     """Keys, values, tombstones, headers, sizes of one to four bytes; aborted ones are left out."""
@@ -79,17 +104,36 @@ def test_blocks_hold_what_records_hold(
             sender.abort_transaction()
         else:
             sender.commit_transaction()
-    expected = [
-        (one.offset, one.timestamp, one.key, one.value)
-        for records in read_to_end(settings, [target], timeout_s=20)
-        for one in records
-    ]
+    expected = read_by_kafka_python(settings, target)
     found = [
         block for blocks in read_blocks_to_end(settings, [target], timeout_s=20) for block in blocks
     ]
     assert len(expected) == 4 * len(values)
     assert rows(found) == expected
     assert len(found) < len(expected)
+    single = [one for some in read_to_end(settings, [target], timeout_s=20) for one in some]
+    assert [tuple(one)[1:] for one in single] == expected
+
+
+def test_some_records_of_a_batch_can_be_polled(
+    settings: KafkaSettings, target: TopicPartition, sender: KafkaProducer
+) -> None:
+    """The position is that of the next one, and a poll from there goes on with it."""
+    sender.begin_transaction()
+    for number in range(10):
+        sender.send(target.topic, key=b"u", value=b"%d" % number, partition=0)
+    sender.commit_transaction()
+    found: list[int] = []
+    with reader(settings) as consumer:
+        consumer.assign([target])
+        while len(found) < 12:
+            for polled in consumer.poll(timeout_ms=200, max_records=3).values():
+                assert len(polled) <= 3
+                found += [int(one.value) for one in polled]
+                assert consumer.position(target) == found[-1] + 1
+                if len(found) == 6:
+                    consumer.seek(target, 4)
+    assert found == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 9]
 
 
 def test_blocks_begin_where_they_were_asked_to(
@@ -108,7 +152,7 @@ def test_blocks_begin_where_they_were_asked_to(
         while consumer.position(target) < 10:
             for polled in consumer.poll(timeout_ms=200).values():
                 blocks += polled
-    assert [value for _, _, _, value in rows(blocks)] == [b"7", b"8", b"9"]
+    assert [row[3] for row in rows(blocks)] == [b"7", b"8", b"9"]
 
 
 @pytest.mark.parametrize("cut", [1, 9])

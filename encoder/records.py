@@ -1,15 +1,17 @@
-"""Lets a consumer hand records out a whole batch at a time, in columns.
+"""How consumers hand records out: as what we need of each, or a whole batch at a time in columns.
 
-kafka-python makes an object of every record, which for a small record costs several times what
-reading it does. Whoever reads a partition of millions asks for a `RecordBlock` per batch instead.
-Fetching, checksums, transactions and positions stay kafka-python's.
+kafka-python makes two objects of every record and a call of every number in it, which for a small
+record costs several times what reading it does; and it takes a record for corrupt whose header
+names are not UTF-8, as producers in C and Go can write them, and never gets past it. So batches are
+taken apart here. Fetching, checksums, transactions and positions stay kafka-python's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import repeat
+from typing import Any, Final, NamedTuple
 
 from kafka import KafkaConsumer
 from kafka.consumer.fetcher import Fetcher
@@ -18,7 +20,27 @@ from kafka.protocol.consumer import IsolationLevel
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.util import decode_varint
 
+Headers = tuple[tuple[str, bytes | None], ...]
+
 _TWO_BYTES: Final = 0x80  # what the first byte of a longer number is at least
+
+
+class Record(NamedTuple):
+    r"""One record, as it lay in its partition.
+
+    Attributes:
+        timestamp: when the record was produced, in ms.
+        value: None for a tombstone.
+        headers: names may repeat, values may be null; a name's bytes that are not UTF-8 are
+            written as `\xff`.
+    """
+
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +52,7 @@ class RecordBlock:
         timestamps_ms: of each record.
         keys: of each record; None where it has none.
         values: of each record; None for a tombstone.
+        headers: of each record.
     """
 
     partition: int
@@ -37,6 +60,7 @@ class RecordBlock:
     timestamps_ms: list[int]
     keys: list[bytes | None]
     values: list[bytes | None]
+    headers: list[Headers]
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -46,6 +70,16 @@ class RecordBlock:
         """Of the last record; kafka-python skips what lies before the offset it asked for."""
         return self.offsets[-1]
 
+    def records(self) -> Iterator[Record]:
+        """One at a time."""
+        columns = (self.offsets, self.timestamps_ms, self.keys, self.values, self.headers)
+        return map(Record._make, zip(repeat(self.partition), *columns, strict=False))
+
+
+def hand_out_records(consumer: KafkaConsumer) -> None:
+    """Make a new consumer poll our records."""
+    consumer._fetcher.PartitionRecords = _PartitionRecords
+
 
 def hand_out_blocks(consumer: KafkaConsumer) -> None:
     """Make a new consumer poll blocks of records; its `max_poll_records` then counts blocks."""
@@ -53,7 +87,7 @@ def hand_out_blocks(consumer: KafkaConsumer) -> None:
 
 
 class _PartitionBlocks(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka-python is untyped
-    def _unpack_records(self, tp: Any, records: Any, *_deserializers: Any) -> Iterator[RecordBlock]:
+    def _unpack_records(self, tp: Any, records: Any, *_deserializers: Any) -> Iterator[Any]:
         while (batch := records.next_batch()) is not None:
             if batch.magic != 2:
                 raise CorruptRecordError(
@@ -65,17 +99,21 @@ class _PartitionBlocks(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka
                     f"{tp.topic}[{tp.partition}] at offset {batch.base_offset}: wrong checksum"
                 )
             self.leader_epoch = batch.leader_epoch
-            committed = self._is_committed(batch)
             block = None
-            if committed and not batch.is_control_batch:
+            if self._is_committed(batch) and not batch.is_control_batch:
                 block = _block(tp.partition, batch, self.fetch_offset)
                 self.records_read += len(block)
                 self.bytes_read += batch.size_in_bytes
+            if block:
+                yield from self._handed_out(block, batch.next_offset)
             # Compaction keeps a batch's last offset, so this passes over what it has taken away.
             self.next_fetch_offset = batch.next_offset
-            if block:
-                yield block
         self.drain()
+
+    def _handed_out(self, block: RecordBlock, next_offset: int) -> Iterator[Any]:
+        """A block as the consumer's user gets it; before each item, `next_fetch_offset` is set."""
+        self.next_fetch_offset = next_offset
+        yield block
 
     def _is_committed(self, batch: Any) -> bool:
         """Whether a batch counts; to be asked of all batches in order."""
@@ -88,13 +126,20 @@ class _PartitionBlocks(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka
         return not self._is_batch_aborted(batch)
 
 
+class _PartitionRecords(_PartitionBlocks):
+    def _handed_out(self, block: RecordBlock, next_offset: int) -> Iterator[Record]:
+        for record in block.records():
+            self.next_fetch_offset = record.offset + 1
+            yield record
+
+
 def _block(partition: int, batch: DefaultRecordBatch, first_offset: int) -> RecordBlock:
     """A batch's records from an offset on."""
     batch._maybe_uncompress()
     buffer, at = bytes(batch._buffer), batch._pos
     base, since_ms = batch.base_offset, batch.first_timestamp
     appended_ms = batch.max_timestamp if batch.timestamp_type else None
-    block = RecordBlock(partition, [], [], [], [])
+    block = RecordBlock(partition, [], [], [], [], [])
     try:
         for _ in range(batch.records_count):
             length, at = _varint(buffer, at)
@@ -105,17 +150,37 @@ def _block(partition: int, batch: DefaultRecordBatch, first_offset: int) -> Reco
             key, at = (None, at) if size < 0 else (buffer[at : at + size], at + size)
             size, at = _varint(buffer, at)
             value, at = (None, at) if size < 0 else (buffer[at : at + size], at + size)
-            if not at < end <= len(buffer):
+            headers, at = ((), at + 1) if buffer[at] == 0 else _headers(buffer, at)
+            if at != end:
                 raise CorruptRecordError(f"record {base + ahead} does not end where it says")
-            at = end  # past its headers
             if base + ahead >= first_offset:
                 block.offsets.append(base + ahead)
                 block.timestamps_ms.append(since_ms + since if appended_ms is None else appended_ms)
                 block.keys.append(key)
                 block.values.append(value)
-    except IndexError as exc:
+                block.headers.append(headers)
+        if at != len(buffer):
+            raise CorruptRecordError(f"the batch at offset {base} goes on after its last record")
+    except (IndexError, ValueError) as exc:
         raise CorruptRecordError(f"the batch at offset {base} ends within a record") from exc
     return block
+
+
+def _headers(buffer: bytes, at: int) -> tuple[Headers, int]:
+    """A record's headers, and where they end."""
+    count, at = _varint(buffer, at)
+    if count < 0:
+        raise CorruptRecordError(f"a record has {count} headers")
+    found: list[tuple[str, bytes | None]] = []
+    for _ in range(count):
+        size, at = _varint(buffer, at)
+        if size < 0:
+            raise CorruptRecordError("a header has no name")
+        name, at = buffer[at : at + size].decode(errors="backslashreplace"), at + size
+        size, at = _varint(buffer, at)
+        value, at = (None, at) if size < 0 else (buffer[at : at + size], at + size)
+        found.append((name, value))
+    return tuple(found), at
 
 
 def _varint(buffer: bytes, at: int) -> tuple[int, int]:
