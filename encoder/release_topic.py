@@ -5,6 +5,7 @@ report has the key `filled/<name>/<partition>` and says that the interests of ev
 partition are in the release's collection, and are kept up to date by the partition's owner. An
 owner that does not serve the release takes the report back first, since it will not keep that
 collection up to date. The key `used/<name>` says since when readers have read a release, or did.
+The key `dropping/<name>` stands from its withdrawal until its collections are gone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from encoder.settings import KafkaSettings
 _RELEASE: Final = "release/"
 _FILLED: Final = "filled/"
 _USED: Final = "used/"
+_DROPPING: Final = "dropping/"
 _TIMEOUT_S: Final = 30.0
 _POLL_MS: Final = 200
 
@@ -62,11 +64,13 @@ class ReleaseLog:
         announced: oldest first; a release announced again counts as newest.
         filled: (release, partition) pairs that are reported and not taken back.
         used: when readers were pointed at a release, the last time for each, oldest first.
+        dropping: releases that were withdrawn, and whose collections may still be there.
     """
 
     announced: tuple[Announcement, ...]
     filled: frozenset[tuple[str, int]]
     used: tuple[Use, ...] = ()
+    dropping: tuple[str, ...] = ()
 
     def announcement(self, release: str) -> Announcement | None:
         """Of a release that was announced and not withdrawn."""
@@ -144,11 +148,15 @@ class _State:
         self._announced: dict[str, Announcement] = {}
         self._filled: set[tuple[str, int]] = set()
         self._used: dict[str, Use] = {}
+        self._dropping: dict[str, None] = {}
 
     @property
     def log(self) -> ReleaseLog:
         return ReleaseLog(
-            tuple(self._announced.values()), frozenset(self._filled), tuple(self._used.values())
+            tuple(self._announced.values()),
+            frozenset(self._filled),
+            tuple(self._used.values()),
+            tuple(self._dropping),
         )
 
     def apply(self, record: Any) -> None:
@@ -165,6 +173,11 @@ class _State:
             self._used.pop(key, None)
             if record.value is not None:
                 self._used[key] = self._parsed(Use, record)
+        elif key.startswith(_DROPPING):
+            release = key.removeprefix(_DROPPING)
+            self._dropping.pop(release, None)
+            if record.value is not None:
+                self._dropping[release] = None
 
     def _parsed(self, kind: type[_Record], record: Any) -> _Record:
         try:
@@ -184,8 +197,23 @@ def announce(settings: KafkaSettings, announcement: Announcement) -> None:
 
 
 def withdraw(settings: KafkaSettings, release: str) -> None:
-    """Have workers let go of a release; they take their reports of it back."""
-    _write(settings, [(f"{_RELEASE}{release}".encode(), None), (_used_key(release), None)])
+    """Have workers let go of a release; they take their reports of it back.
+
+    Its collections are to be dropped next, and `note_dropped` is to be called then.
+    """
+    _write(
+        settings,
+        [
+            (f"{_DROPPING}{release}".encode(), b"{}"),
+            (f"{_RELEASE}{release}".encode(), None),
+            (_used_key(release), None),
+        ],
+    )
+
+
+def note_dropped(settings: KafkaSettings, release: str) -> None:
+    """Note that a withdrawn release has no collections any more, or is announced again."""
+    _write(settings, [(f"{_DROPPING}{release}".encode(), None)])
 
 
 def note_use(settings: KafkaSettings, use: Use) -> None:

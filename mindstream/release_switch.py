@@ -18,6 +18,7 @@ from encoder.release_topic import (
     ReleaseLog,
     Use,
     announce,
+    note_dropped,
     note_use,
     read_releases,
     withdraw,
@@ -113,7 +114,8 @@ def prune(settings: Settings, index: InterestIndex, *, grace_s: float) -> list[s
     """Withdraw releases that readers left longer ago than the grace time, and drop their rows.
 
     Releases that no reader has read are kept while they are newer than the one in use, or that has
-    not been in use for the grace time: they may be about to be.
+    not been in use for the grace time: they may be about to be. What an earlier call withdrew, and
+    did not come to drop, is dropped.
 
     Returns:
         Their names.
@@ -140,16 +142,18 @@ def prune(settings: Settings, index: InterestIndex, *, grace_s: float) -> list[s
     ]
     for name in due:
         withdraw(settings.kafka, name)
+    due += [name for name in known.dropping if name not in names]
     _wait_until_let_go(settings, set(due))
     dropped = []
     for name in due:
         now_in_use = index.release_in_use()
         if now_in_use is not None and now_in_use.name == name:  # somebody went back to it meanwhile
             announce(settings.kafka, next(one for one in known.announced if one.release == name))
-            continue
-        index.drop_release(name)
-        dropped.append(name)
-        log.info("release.dropped", release=name)
+        else:
+            index.drop_release(name)
+            dropped.append(name)
+            log.info("release.dropped", release=name)
+        note_dropped(settings.kafka, name)
     return dropped
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import structlog
@@ -20,6 +20,7 @@ from encoder.release_store import read_beside
 from encoder.release_topic import read_releases
 from encoder.settings import Settings
 from lookup import Lookup
+from mindstream import release_switch
 from mindstream.audit import audit_store
 from mindstream.certificate import CERTIFICATE_FILE, Certificate, NotFilled, certify
 from mindstream.release_switch import prune, rollback, switch
@@ -268,6 +269,68 @@ def test_what_readers_left_is_dropped_after_the_grace_time(
         (new.name, partition) for partition in range(deployment.partitions)
     }
     assert_kept_up_to_date(deployment, index, new)
+
+
+def test_what_was_withdrawn_is_dropped_by_the_next_run(
+    deployment: Deployment, index: InterestIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the one that withdrew it died before it dropped the collections."""
+    settings, old = deployment.settings, deployment.release
+    deployment.produce(random_clicks(100))
+    with deployment.worker():
+        deployment.wait_until_consumed()
+        wait_until(lambda: index.release_in_use() == ReleaseInUse(old.name, 3), "a first release")
+        new = deployment.publish(f"{old.name}_b", seed=7)
+        switch(settings, index, new.name)
+        with monkeypatch.context() as patch:
+            patch.setattr(index, "drop_release", killed)
+            with pytest.raises(KeyboardInterrupt):
+                prune(settings, index, grace_s=0)
+        assert index.has_release(old.name)
+        assert prune(settings, index, grace_s=3600) == [old.name]
+        assert not index.has_release(old.name)
+        assert prune(settings, index, grace_s=0) == []
+
+
+@pytest.mark.parametrize("step", ["store_beside", "note_use"])
+def test_a_publisher_that_dies_at_the_pointer_is_repeated(
+    deployment: Deployment, index: InterestIndex, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Before it, readers stay; after it, they have gone over. Either way there is a way back."""
+    settings, old = deployment.settings, deployment.release
+    deployment.produce(random_clicks(100))
+    with deployment.worker():
+        deployment.wait_until_consumed()
+        wait_until(lambda: index.release_in_use() == ReleaseInUse(old.name, 3), "a first release")
+        new = deployment.publish(f"{old.name}_b", seed=7)
+        moved = step == "note_use"
+        with monkeypatch.context() as patch:
+            # Of the two notes, the first is of the release that readers leave.
+            patch.setattr(release_switch, step, killed_at(new.name, getattr(release_switch, step)))
+            with pytest.raises(KeyboardInterrupt):
+                switch(settings, index, new.name)
+        now = index.release_in_use()
+        assert now is not None
+        assert now.name == (new.name if moved else old.name)
+        switch(settings, index, new.name)
+        assert index.release_in_use() == ReleaseInUse(new.name, 3)
+        assert rollback(settings, index).release == old.name
+        assert rollback(settings, index).release == new.name
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def killed_at(release: str, call: Callable[..., None]) -> Callable[..., None]:
+    """A call that does not come to be made for this release."""
+
+    def run(*args: object) -> None:
+        if release in repr(args):
+            raise KeyboardInterrupt
+        call(*args)
+
+    return run
 
 
 def test_a_reader_whose_release_was_dropped_reads_the_pointer_again(
