@@ -24,6 +24,7 @@ class Chunk:
 class _Task:
     release: str
     partition: int
+    not_before: float
     left: deque[str] | None = field(default=None)  # None before it has begun
 
 
@@ -52,11 +53,18 @@ class Backfill:
         """Partitions that are not filled, summed over releases."""
         return len(self._tasks)
 
-    def add(self, release: str, partitions: Iterable[int]) -> None:
-        """Fill these partitions for a release, from their first user."""
+    def add(self, release: str, partitions: Iterable[int], *, not_before: float = 0.0) -> None:
+        """Fill these partitions for a release, from their first user.
+
+        Args:
+            release: its name.
+            partitions: numbers.
+            not_before: while a predecessor's last chunk may still land, ours could be overwritten;
+                on the clock of `next`.
+        """
         again = sorted(partitions)
         self._remove(lambda task: task.release == release and task.partition in again)
-        self._tasks.extend(_Task(release, partition) for partition in again)
+        self._tasks.extend(_Task(release, partition, not_before) for partition in again)
 
     def drop_partition(self, partition: int) -> None:
         """The partition was lost; its next owner fills it."""
@@ -73,7 +81,9 @@ class Backfill:
 
     def wait_s(self, now: float) -> float | None:
         """Seconds until the next chunk is due; None where there is nothing to do."""
-        return max(0.0, self._due_at - now) if self._tasks else None
+        if not self._tasks:
+            return None
+        return max(0.0, max(self._due_at, min(task.not_before for task in self._tasks)) - now)
 
     def next(self, now: float) -> Chunk | None:
         """The users to encode now, if any are due; none of them in the chunk ends a partition.
@@ -81,9 +91,14 @@ class Backfill:
         Args:
             now: in seconds, of a clock that does not go back.
         """
-        if not self._tasks or now < self._due_at:
+        if now < self._due_at:
             return None
-        task = self._tasks[0]
+        task = next((task for task in self._tasks if task.not_before <= now), None)
+        if task is None:
+            return None
+        if task is not self._tasks[0]:
+            self._tasks.remove(task)
+            self._tasks.appendleft(task)
         if task.left is None:
             # As they are now: whoever comes later is written to all served releases anyway.
             task.left = deque(self._users(task.partition))

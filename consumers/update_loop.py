@@ -331,8 +331,9 @@ class UpdateLoop:
             self._unsettled.take(taken.ends)
             self._settling.take(taken.recent, self._clock())
             self._other_releases = taken.other_releases
+            settled_at = time.monotonic() + self._settings.worker.session_timeout_s
             for release, partitions in taken.unfilled.items():
-                self._backfill.add(release, partitions)
+                self._backfill.add(release, partitions, not_before=settled_at)
             self._metrics.unfilled.set(self._backfill.partitions_left)
             self._metrics.restored.inc(taken.restored)
             self._metrics.backfilled.inc(taken.filled)

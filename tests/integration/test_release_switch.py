@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -12,6 +13,8 @@ from structlog.typing import EventDict
 
 from consumers import release_watch
 from consumers.update_loop import Step
+from deploy.local_broker import LocalBroker
+from deploy.local_milvus import LocalMilvusLite
 from encoder.errors import Misconfigured, Unavailable
 from encoder.interest_index import InterestIndex, ReleaseInUse
 from encoder.mind_encoder import MindEncoder
@@ -24,7 +27,17 @@ from mindstream import release_switch
 from mindstream.audit import audit_store
 from mindstream.certificate import CERTIFICATE_FILE, Certificate, NotFilled, certify
 from mindstream.release_switch import prune, rollback, switch
-from tests.deployment import Deployment, random_clicks, wait_until
+from tests.deployment import Deployment, deployed, random_clicks, wait_until
+
+
+@pytest.fixture
+def deployment(
+    broker: LocalBroker, milvus_lite: LocalMilvusLite, tmp_path: Path
+) -> Iterator[Deployment]:
+    """With as short a session as the broker allows: a new owner waits for it before it fills."""
+    worker = {"session_timeout_s": 6.0}
+    with deployed(broker.bootstrap_servers, milvus_lite.uri, tmp_path, worker=worker) as one:
+        yield one
 
 
 @pytest.fixture

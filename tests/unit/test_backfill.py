@@ -61,6 +61,21 @@ def test_lost_partitions_and_withdrawn_releases_are_left_out() -> None:
     assert work.partitions_left == 1
 
 
+def test_a_partition_that_was_taken_over_waits_and_lets_others_go_first() -> None:
+    """Until nothing that its last owner sent can arrive any more."""
+    work = backfill()
+    work.add("r", [0], not_before=30.0)
+    assert work.next(29.9) is None
+    assert work.wait_s(10.0) == 20.0
+    work.add("r", [1])
+    assert work.wait_s(10.0) == 0.0
+    assert work.next(10.0) == Chunk("r", 1, ["d"])
+    assert work.next(30.0) == Chunk("r", 1, [])
+    work.done()
+    assert work.next(30.0) == Chunk("r", 0, ["a", "b"])
+    assert work.partitions_left == 1
+
+
 def test_what_may_be_gone_is_filled_again() -> None:
     """From the partition's first user, once a write failed or the partition came back."""
     work = backfill()
