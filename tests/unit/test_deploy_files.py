@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from deploy.kafka_distribution import kafka_version
 from encoder.settings import PREFIX, load_settings
 from mindstream.cli import app
+from mindstream.exit_codes import EXIT_DIFFERENT, EXIT_MISCONFIGURED
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted(ROOT.glob("deploy/*.Dockerfile"))
@@ -270,6 +271,26 @@ def test_the_worker_set_has_static_members(monkeypatch: pytest.MonkeyPatch) -> N
     assert worker["spec"]["serviceName"] in {one["metadata"]["name"] for one in services}
     labels = worker["spec"]["template"]["metadata"]["labels"]
     assert all(one["spec"]["selector"].items() <= labels.items() for one in services)
+
+
+def test_a_refused_release_is_not_trained_again() -> None:
+    """Nor what is misconfigured; a run that was killed goes on from what it has kept."""
+    (trainer,) = (one for one in objects() if one["kind"] == "CronJob")
+    job = trainer["spec"]["jobTemplate"]["spec"]
+    pod = job["template"]["spec"]
+    (rule,) = (one for one in job["podFailurePolicy"]["rules"] if one["action"] == "FailJob")
+    assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
+    assert rule["onExitCodes"]["operator"] == "In"
+    assert rule["onExitCodes"]["values"] == [EXIT_DIFFERENT, EXIT_MISCONFIGURED]
+    assert pod["restartPolicy"] == "Never"  # Kubernetes takes a podFailurePolicy with no other
+    (cache,) = (one for one in pod["volumes"] if one["name"] == "cache")
+    claims = {one["metadata"]["name"] for one in objects() if "Claim" in one["kind"]}
+    assert cache["persistentVolumeClaim"]["claimName"] in claims
+    (image,) = (path.read_text() for path in DOCKERFILES if path.stem == "training")
+    (kept,) = re.findall(r"RELEASES__CACHE=(\S+)", image)
+    mounts = {one["name"]: one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}
+    assert mounts["cache"] == kept
+    assert f"trainer:{kept}" in SERVICES["trainer"]["volumes"]
 
 
 def test_make_describes_itself() -> None:
