@@ -166,14 +166,18 @@ def test_dockerfiles_are_clean(dockerfile: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_images_differ_by_the_extra_alone() -> None:
-    """Both install the locked versions with the same uv; only the trainer gets its extra."""
+    """Both install the locked versions with the same uv; only the trainer gets its extra.
+
+    Both read and write releases in object stores.
+    """
     serving, training = (path.read_text() for path in DOCKERFILES)
     for text in (serving, training):
         syncs = re.findall(r"uv sync (.+)", text)
         assert len(syncs) == 2
         assert all(sync.startswith("--locked --no-dev") for sync in syncs)
-    assert "--extra" not in serving
+    assert "--extra training" not in serving
     assert training.count("--extra training") == 2
+    assert serving.count("--extra s3") == training.count("--extra s3") == 2
     assert re.findall(r"uv==\S+", serving) == re.findall(r"uv==\S+", training)
 
 
@@ -181,7 +185,8 @@ def test_the_serving_image_has_no_torch() -> None:
     """By the lock file, nothing that serving installs leads to torch or onnx."""
     lock = tomllib.loads((ROOT / "uv.lock").read_text())
     packages = {package["name"]: package for package in lock["package"]}
-    found, to_do = set(), ["mindstream"]
+    extras = packages["mindstream"]["optional-dependencies"]
+    found, to_do = set(), ["mindstream", *(needed["name"] for needed in extras["s3"])]
     while to_do:
         name = to_do.pop()
         if name not in found:
