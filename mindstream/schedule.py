@@ -11,6 +11,7 @@ from encoder.errors import Unavailable
 from mindstream.one_at_a_time import RunsAlready
 from mindstream.training_run import ReleaseRefused
 from training.click_log import ClickLogError
+from training.export import ExportError
 
 AGAIN_AFTER_S: Final = 900.0
 """After a run that could not reach something, the next one comes this soon."""
@@ -27,8 +28,8 @@ def run_every(
 ) -> None:
     """Run for ever, that long from start to start; a run that takes longer is followed at once.
 
-    It goes on after a run that was refused, that something outside failed, or that had no clicks
-    to train on yet.
+    It goes on after a run that was refused, that something outside failed, that had no clicks to
+    train on yet, or whose graph did not say what the model says.
 
     Args:
         run: one run.
@@ -53,7 +54,7 @@ def run_every(
             tell(f"refused: {exc}")
         except RunsAlready:
             raise
-        except ClickLogError as exc:
+        except (ClickLogError, ExportError) as exc:
             tell(f"failed: {exc}")
         except Unavailable as exc:
             if not alone:

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from encoder.click import Click, Erasure
 from encoder.click_history import ClicksExtent, read_click_blocks
+from encoder.errors import Misconfigured
 from encoder.settings import Settings
 from encoder.window import NEVER
-from training.click_manifest import CacheManifest, ManifestError, Part
+from training.click_manifest import PART_NAME, CacheManifest, ManifestError, Part
 from training.click_parts import (
     SCHEMA,
     TIMESTAMP,
@@ -109,9 +110,10 @@ class ClickCache:
             progress: is told how many new records are read so far.
 
         Raises:
+            Misconfigured: the folder holds other Parquet files.
             Unavailable: Kafka does not answer. What was read by then is kept.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it says who clicked what
         with _locked(self._folder / ".lock"):
             self._open(current)
             self._drop_old(plan)
@@ -289,13 +291,13 @@ class ClickCache:
     ) -> Part:
         name = f"part_{self._manifest.next_number if number is None else number:08}.parquet"
         sha256 = write_part(self._folder / name, clicks)
-        times = pc.min_max(clicks.column(TIMESTAMP)).as_py()
+        times = clicks.column(TIMESTAMP).to_numpy()
         self._after(f"wrote {name}")
         return Part(
             file=name,
             rows=len(clicks),
-            oldest_ms=times["min"],
-            newest_ms=times["max"],
+            oldest_ms=int(times.min()),
+            newest_ms=int(times.max()),
             sha256=sha256,
             ranges=dict(ranges),
         )
@@ -306,11 +308,15 @@ class ClickCache:
         self._after("wrote the manifest")
 
     def _delete_unnamed(self) -> None:
-        named = {part.file for part in self._manifest.parts}
-        for path in sorted(self._folder.glob("part_*.parquet")):
-            if path.name not in named:
-                path.unlink()
-                self._after(f"deleted {path.name}")
+        named = {self._folder / part.file for part in self._manifest.parts}
+        for path in sorted({*self._folder.rglob("*.parquet")} - named):
+            if not PART_NAME.fullmatch(path.name) or path.parent != self._folder:
+                raise Misconfigured(
+                    f"{path} is not of the trainer's cache; MINDSTREAM_TRAINER__CLICK_CACHE must"
+                    " name a folder of its own"
+                )
+            path.unlink()
+            self._after(f"deleted {path.name}")
 
 
 @dataclass

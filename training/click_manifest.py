@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Final, Literal
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from encoder.errors import Misconfigured
 
 MANIFEST_FILE: Final = "manifest.json"
+PART_NAME: Final = re.compile(r"part_\d{8}\.parquet")
 
 
 class ManifestError(Misconfigured):
@@ -26,7 +28,7 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    file: str = Field(pattern=r"^part_\d{8}\.parquet$")
+    file: str = Field(pattern=f"^{PART_NAME.pattern}$")
     rows: int
     oldest_ms: int
     newest_ms: int

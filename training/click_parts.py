@@ -18,7 +18,13 @@ from encoder.click import Click
 from encoder.window import NEVER
 
 USER, ITEM, TIMESTAMP = "user_id", "item_id", "timestamp"
-SCHEMA: Final = pa.schema([(USER, pa.string()), (ITEM, pa.string()), (TIMESTAMP, pa.int64())])
+SCHEMA: Final = pa.schema(
+    [
+        pa.field(USER, pa.string()),
+        pa.field(ITEM, pa.string()),
+        pa.field(TIMESTAMP, pa.int64()),
+    ]
+)
 _GROUP_ROWS: Final = 65_536
 
 
@@ -82,7 +88,7 @@ class Forgotten:
         with pq.ParquetFile(path) as file:
             place = file.schema_arrow.names.index(USER)
             for group in range(file.num_row_groups):
-                users = file.metadata.row_group(group).column(place).statistics
+                users: Any = file.metadata.row_group(group).column(place).statistics
                 # UTF-8 sorts as its code points do.
                 outside = (
                     users is not None
@@ -98,7 +104,7 @@ class Forgotten:
         return clicks.filter(pa.array(~self._rows(clicks)))
 
     def _rows(self, clicks: pa.Table) -> npt.NDArray[np.bool_]:
-        found = pc.fill_null(pc.index_in(clicks.column(USER), value_set=self._ids), -1)
-        marks = self._marks[found.to_numpy()]  # -1 is the last: never
+        found: Any = pc.index_in(clicks.column(USER), value_set=self._ids)
+        marks = self._marks[pc.fill_null(found, -1).to_numpy()]  # -1 is the last: never
         rows: npt.NDArray[np.bool_] = clicks.column(TIMESTAMP).to_numpy() <= marks
         return rows

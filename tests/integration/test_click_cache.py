@@ -6,6 +6,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rich.console import Console
 from deploy.local_broker import LocalBroker
 from encoder.click import Click, Erasure
 from encoder.click_history import clicks_extent, read_click_topic
+from encoder.errors import Misconfigured
 from encoder.kafka_client import admin_client, producer
 from encoder.settings import Settings, load_settings
 from encoder.topics import create_topics
@@ -338,6 +340,26 @@ def test_a_kill_at_any_step_changes_nothing(ground: Ground, tmp_path: Path) -> N
     assert kills == len(done) > 9
     assert {what.split()[0] for what in done} == {"wrote", "deleted"}
     assert all(str(missing) in told for told in ground.told)
+
+
+def test_processes_of_one_machine_share_a_cache(ground: Ground) -> None:
+    """The second waits for the first, and finds nothing to do."""
+    ground.produce(random_clicks(500))
+    with ThreadPoolExecutor(2) as pool:
+        found = [future.result() for future in [pool.submit(ground.update) for _ in range(2)]]
+    assert sorted(cached.new for cached in found)[0] == 0
+    assert {cached.new + cached.kept for cached in found} == {500}
+    assert same(ground.cached(), plain(ground.settings))
+
+
+def test_a_folder_of_other_files_is_no_cache(ground: Ground) -> None:
+    """Nothing in it is deleted or trained on; the message has the setting."""
+    ground.folder.mkdir(parents=True)
+    theirs = ground.folder / "clicks.parquet"
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(Misconfigured, match="MINDSTREAM_TRAINER__CLICK_CACHE"):
+        ground.update()
+    assert theirs.read_bytes() == b"theirs"
 
 
 def read(ground: Ground, note: Path, since_ms: int | None = None) -> ClickLog | ClickStore:

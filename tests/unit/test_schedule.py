@@ -8,6 +8,7 @@ from mindstream.one_at_a_time import RunsAlready
 from mindstream.schedule import AGAIN_AFTER_S, run_every
 from mindstream.training_run import ReleaseRefused
 from training.click_log import ClickLogError
+from training.export import ExportError
 
 HOUR_S = 3600.0
 
@@ -60,6 +61,7 @@ def test_runs_start_that_long_apart_whatever_they_take() -> None:
     [
         (ReleaseRefused("worse"), "refused: worse", 6 * HOUR_S - 100),
         (ClickLogError("no clicks"), "failed: no clicks", 6 * HOUR_S - 100),
+        (ExportError("other numbers"), "failed: other numbers", 6 * HOUR_S - 100),
         (Unavailable("Kafka is away"), "failed: Kafka is away", AGAIN_AFTER_S),
         (ReleaseUnavailableError("no storage"), "failed: no storage", AGAIN_AFTER_S),
     ],
