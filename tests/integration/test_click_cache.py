@@ -1,8 +1,11 @@
 """The trainer's cache of the clicks topic: what it holds, after whatever happened to it."""
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +27,7 @@ from encoder.kafka_client import admin_client, producer
 from encoder.settings import Settings, load_settings
 from encoder.topics import create_topics
 from encoder.window import NEVER
+from mindstream.environment import environment_of
 from mindstream.progress import Waiting
 from mindstream.topic_clicks import cache_folder, read_topic_clicks
 from tests.deployment import T0, random_clicks
@@ -350,6 +354,23 @@ def test_processes_of_one_machine_share_a_cache(ground: Ground) -> None:
     assert sorted(cached.new for cached in found)[0] == 0
     assert {cached.new + cached.kept for cached in found} == {500}
     assert same(ground.cached(), plain(ground.settings))
+
+
+def test_ranks_read_the_same_clicks(ground: Ground, tmp_path: Path) -> None:
+    """Those that the first finds, though more arrive before the second looks."""
+    ground.produce([Click(f"u{n}", "item-1", T0) for n in range(200)])
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "-m", "tests.shared_cache", str(tmp_path)),
+        ],
+        env={**os.environ, **environment_of(ground.settings), "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=200,
+    )
+    assert [(tmp_path / f"rank_{rank}").read_text() for rank in range(2)] == ["200", "200"]
+    assert ground.update().new == 50
 
 
 def test_a_folder_of_other_files_is_no_cache(ground: Ground) -> None:
