@@ -18,13 +18,7 @@ from encoder.click import Click
 from encoder.window import NEVER
 
 USER, ITEM, TIMESTAMP = "user_id", "item_id", "timestamp"
-SCHEMA: Final = pa.schema(
-    [
-        pa.field(USER, pa.string()),
-        pa.field(ITEM, pa.string()),
-        pa.field(TIMESTAMP, pa.int64()),
-    ]
-)
+SCHEMA: Final = pa.schema({USER: pa.string(), ITEM: pa.string(), TIMESTAMP: pa.int64()})
 _GROUP_ROWS: Final = 65_536
 
 
