@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NoReturn
 
 from encoder.errors import Unavailable
 from mindstream.one_at_a_time import RunsAlready
@@ -25,7 +25,7 @@ def run_every(
     alone: bool = True,
     clock: Callable[[], float] = time.time,
     wait: Callable[[float], None] = time.sleep,
-) -> None:
+) -> NoReturn:
     """Run for ever, that long from start to start; a run that takes longer is followed at once.
 
     It goes on after a run that was refused, that something outside failed, that had no clicks to

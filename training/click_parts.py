@@ -18,7 +18,8 @@ from encoder.click import Click
 from encoder.window import NEVER
 
 USER, ITEM, TIMESTAMP = "user_id", "item_id", "timestamp"
-SCHEMA: Final = pa.schema({USER: pa.string(), ITEM: pa.string(), TIMESTAMP: pa.int64()})
+_COLUMNS: Final[dict[str, Any]] = {USER: pa.string(), ITEM: pa.string(), TIMESTAMP: pa.int64()}
+SCHEMA: Final = pa.schema(_COLUMNS)
 _GROUP_ROWS: Final = 65_536
 
 
