@@ -11,9 +11,9 @@ ENV UV_COMPILE_BYTECODE=1 \
 WORKDIR /build
 # The dependencies change seldom: they are a layer of their own.
 COPY pyproject.toml uv.lock README.md ./
-RUN uv sync --locked --no-dev --no-install-project
+RUN uv sync --locked --no-dev --extra s3 --no-install-project
 COPY . .
-RUN uv sync --locked --no-dev --no-editable
+RUN uv sync --locked --no-dev --extra s3 --no-editable
 
 FROM python:3.12-slim
 RUN useradd --uid 10001 --create-home mindstream \

@@ -194,11 +194,15 @@ def read_blocks_to_end(
     *,
     timeout_s: float,
     start: dict[Any, int] | None = None,
+    ends: dict[Any, int] | None = None,
 ) -> Iterator[list[RecordBlock]]:
-    """As `read_to_end`, and faster: blocks instead of records."""
+    """As `read_to_end`, and faster: blocks instead of records.
+
+    With `ends`, offsets per partition, it reads at least what lies before them.
+    """
     if not partitions:
         return
-    ends = end_offsets(settings, partitions)
+    ends = ends or end_offsets(settings, partitions)
     with reader(settings, **_BLOCK_FETCH_BYTES) as consumer:
         hand_out_blocks(consumer)
         consumer.assign(partitions)

@@ -3,6 +3,8 @@
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec  # type: ignore[import-untyped]
@@ -38,15 +40,14 @@ def fetch_release(url: str, cache_dir: Path, *, to_train: bool = False) -> Relea
     if isinstance(filesystem, LocalFileSystem):
         return open_release(Path(root))
 
-    def read(name: str) -> bytes:
-        try:
-            return bytes(filesystem.cat_file(f"{root.rstrip('/')}/{name}"))
-        except FileNotFoundError as error:
-            raise ReleaseError(f"{url}/{name} does not exist; check the release's URL") from error
-        except (OSError, TimeoutError) as error:
-            raise ReleaseUnavailableError(f"cannot read {url}/{name}: {error}") from error
+    def absent(name: str) -> ReleaseError:
+        return ReleaseError(f"{url}/{name} does not exist; check the release's URL")
 
-    raw = read(MANIFEST_FILE)
+    try:
+        with _reaching(f"read {url}/{MANIFEST_FILE}"):
+            raw = bytes(filesystem.cat_file(f"{root.rstrip('/')}/{MANIFEST_FILE}"))
+    except FileNotFoundError as error:
+        raise absent(MANIFEST_FILE) from error
     manifest = read_manifest(raw, f"{url}/{MANIFEST_FILE}")
     needed = [name for name in manifest.files if to_train or name != PARAMETERS_FILE]
     part = "-to-train" if PARAMETERS_FILE in needed else ""
@@ -61,8 +62,17 @@ def fetch_release(url: str, cache_dir: Path, *, to_train: bool = False) -> Relea
     try:
         (draft / MANIFEST_FILE).write_bytes(raw)
         for name in needed:
-            (draft / name).write_bytes(read(name))
-        open_release(draft)
+            try:
+                with _reaching(f"read {url}/{name}"):
+                    filesystem.get_file(f"{root.rstrip('/')}/{name}", str(draft / name))
+            except FileNotFoundError as error:
+                raise absent(name) from error
+        try:
+            open_release(draft)
+        except ReleaseUnavailableError:
+            raise
+        except ReleaseError as error:
+            raise ReleaseError(str(error).replace(str(draft), url.rstrip("/"))) from error
         try:
             draft.rename(folder)
         except OSError:
@@ -84,14 +94,12 @@ def store_release(release: Release, url: str) -> None:
         ReleaseUnavailableError: the storage does not take it; try again.
     """
     filesystem, root = _filesystem(url)
-    try:
+    with _reaching(f"write {release.name} to {url}", absent_too=True):
         filesystem.makedirs(root, exist_ok=True)
         for name in (*release.manifest.files, MANIFEST_FILE):
             if name == PARAMETERS_FILE and not (release.folder / name).exists():
                 continue  # of a copy that was fetched without it
             filesystem.put_file(str(release.folder / name), f"{root.rstrip('/')}/{name}")
-    except OSError as error:
-        raise ReleaseUnavailableError(f"cannot write {release.name} to {url}: {error}") from error
 
 
 def store_beside(url: str, name: str, text: str) -> None:
@@ -101,10 +109,8 @@ def store_beside(url: str, name: str, text: str) -> None:
         ReleaseUnavailableError: the storage does not take it; try again.
     """
     filesystem, root = _filesystem(url)
-    try:
+    with _reaching(f"write {name} to {url}", absent_too=True):
         filesystem.pipe_file(f"{root.rstrip('/')}/{name}", text.encode())
-    except OSError as error:
-        raise ReleaseUnavailableError(f"cannot write {name} to {url}: {error}") from error
 
 
 def read_beside(url: str, name: str) -> str | None:
@@ -115,11 +121,25 @@ def read_beside(url: str, name: str) -> str | None:
     """
     filesystem, root = _filesystem(url)
     try:
-        return bytes(filesystem.cat_file(f"{root.rstrip('/')}/{name}")).decode()
+        with _reaching(f"read {name} at {url}"):
+            return bytes(filesystem.cat_file(f"{root.rstrip('/')}/{name}")).decode()
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise ReleaseUnavailableError(f"cannot read {name} at {url}: {error}") from error
+
+
+@contextmanager
+def _reaching(doing: str, *, absent_too: bool = False) -> Iterator[None]:
+    """Translate what goes wrong at the storage; that a file is not there only with `absent_too`.
+
+    Each kind of storage has exceptions of its own. Those of S3 (no credentials, no connection) are
+    no `OSError`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) and not absent_too:
+            raise
+        raise ReleaseUnavailableError(f"cannot {doing}: {error!r}") from error
 
 
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -210,7 +210,11 @@ class TrainerSettings(_Section):
         checkpoint_every_s: what a kill may cost, in seconds of training.
         gate_margin: of Recall@20, absolute, by which a release may be behind the one in use,
             popularity or item-kNN on the newest clicks.
-        buffer_clicks: most clicks of Parquet files to hold in memory; more are sorted on disk.
+        buffer_clicks: most clicks to hold in memory; more are sorted on disk.
+        click_cache: folder of the clicks read from the topic so far; `clicks` in the releases'
+            cache if None.
+        horizon_days: clicks of the topic that are older are not trained on, and are dropped from
+            the cache; those that the topic no longer has if None.
     """
 
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -220,6 +224,8 @@ class TrainerSettings(_Section):
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
     gate_margin: Annotated[float, Field(ge=0, le=1)] = 0.01
     buffer_clicks: Annotated[int, Field(ge=1000)] = 10_000_000
+    click_cache: str | None = None
+    horizon_days: Annotated[float, Field(gt=0)] | None = None
 
 
 class LogSettings(_Section):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
@@ -87,7 +86,7 @@ def train(
         str | None, typer.Option(help="Again and again, this long from start to start: 30m, 6h.")
     ] = None,
     since: Annotated[
-        datetime | None, typer.Option(help="Only clicks produced at or after this time (UTC).")
+        datetime | None, typer.Option(help="Only clicks at or after this time (UTC).")
     ] = None,
     previous: Annotated[
         str | None,
@@ -102,13 +101,15 @@ def train(
 ) -> None:
     """Train a release, evaluate it on the newest clicks held out, and publish it.
 
-    It starts from the release in use and stays in its space, so that items hardly move. A release
-    that falls behind the one in use, popularity or item-kNN is refused: exits with 1, or with
-    --every goes on to the next. Killed and started again, it goes on where it was. `torchrun -m
+    Clicks are read from the topic once, and kept in a cache. It starts from the release in use and
+    stays in its space, so that items hardly move. A release that falls behind the one in use,
+    popularity or item-kNN is refused: exits with 1. With --every it goes on to the next run, also
+    when something did not answer. Killed and started again, it goes on where it was. `torchrun -m
     mindstream train` trains in several processes.
     """
+    from mindstream.schedule import run_every
     from mindstream.training_run import ReleaseRefused, parse_interval, run_training
-    from training.ranks import joined
+    from training import ranks
 
     settings = start.settings()
     if cold and previous is not None:
@@ -116,23 +117,25 @@ def train(
     interval_s = parse_interval(every) if every else None
     since_ms = int(since.replace(tzinfo=UTC).timestamp() * 1000) if since else None
     console = Console(stderr=True)
-    with joined():
-        while True:
-            began = time.monotonic()
-            try:
-                release = run_training(
-                    settings, parquet, since_ms, console, previous=previous, cold=cold, force=force
-                )
-            except ReleaseRefused as exc:
-                console.print(f"refused: {exc}", style="red", markup=False, soft_wrap=True)
-                if interval_s is None:
-                    raise typer.Exit(EXIT_DIFFERENT) from exc
-                release = None
-            if release is not None:
-                typer.echo(json.dumps({"release": release.name, **release.manifest.metrics}))
-            if interval_s is None:
-                return
-            time.sleep(max(0.0, interval_s - (time.monotonic() - began)))
+
+    def run() -> None:
+        release = run_training(
+            settings, parquet, since_ms, console, previous=previous, cold=cold, force=force
+        )
+        if release is not None:
+            typer.echo(json.dumps({"release": release.name, **release.manifest.metrics}))
+
+    def tell(what: str) -> None:
+        console.print(what, markup=False, highlight=False, soft_wrap=True)
+
+    with ranks.joined():
+        if interval_s is not None:
+            run_every(run, interval_s, tell=tell, alone=ranks.size() == 1)
+        try:
+            run()
+        except ReleaseRefused as exc:
+            tell(f"refused: {exc}")
+            raise typer.Exit(EXIT_DIFFERENT) from exc
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from typing import Final
 
 EXIT_DIFFERENT: Final = 1
-"""An audit found differences, or a look-up found nothing."""
+"""An audit found differences, a look-up found nothing, or a release is refused."""
 
 EXIT_UNAVAILABLE: Final = 75
 """EX_TEMPFAIL: something outside did not answer; starting again may succeed and loses nothing."""

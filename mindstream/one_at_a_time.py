@@ -10,17 +10,21 @@ from pathlib import Path
 from encoder.errors import Unavailable
 
 
+class RunsAlready(Unavailable):
+    """Another process does it at the moment."""
+
+
 @contextmanager
 def only_one(path: Path, doing: str) -> Iterator[None]:
     """Hold a lock on a file, which the system lets go of whatever becomes of the process.
 
     Raises:
-        Unavailable: another process holds it.
+        RunsAlready: another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
-            raise Unavailable(f"another process is {doing} already ({path} is locked)") from exc
+            raise RunsAlready(f"another process is {doing} already ({path} is locked)") from exc
         yield

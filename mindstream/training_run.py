@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
-from encoder.click_history import click_ends
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.milvus_client import close_embedded
@@ -24,10 +21,10 @@ from encoder.settings import Settings
 from mindstream.one_at_a_time import only_one
 from mindstream.progress import Waiting
 from mindstream.release_switch import prune, switch
+from mindstream.topic_clicks import read_topic_clicks
 from training import ranks
 from training.checkpoint import CheckpointError, Checkpoints
 from training.click_log import ClickLog
-from training.click_reader import click_log_from_topic
 from training.click_store import ClickStore, read_clicks
 from training.fit import Progress, ProgressCallback
 from training.gate import judge
@@ -36,7 +33,6 @@ from training.publication import publish
 from training.trainer import help_training, train_release
 
 GATE_FILE: Final = "gate.json"
-_GONE_ON_WITHIN_S: Final = 86_400  # a training of older clicks is not worth its end
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -94,7 +90,8 @@ def run_training(
         ClickLogError: the clicks cannot be read, or are too few.
         ReleaseError: what `previous` names is not a release.
         ReleaseRefused: the gate refuses the release; it is kept, with the gate's report.
-        Unavailable: Kafka or Milvus does not answer, or another training runs.
+        RunsAlready: another training runs.
+        Unavailable: Kafka or Milvus does not answer.
     """
     checkpoints = Checkpoints(
         Path(settings.releases.cache) / "checkpoint", settings.trainer.checkpoint_every_s
@@ -141,11 +138,12 @@ def _run(
             since_ms=since_ms,
         )
     else:
-        log = click_log_from_topic(
+        log = read_topic_clicks(
             settings,
-            since_ms=since_ms,
-            ends=_ends(settings, since_ms, checkpoints.folder),
-            progress=lambda clicks: waiting.describe(f"{clicks:,} clicks"),
+            since_ms,
+            note_folder=checkpoints.folder,
+            sort_folder=click_folder(settings),
+            waiting=waiting,
         )
     in_use = previous_release(settings, None, waiting)
     start = in_use if previous is None else previous_release(settings, previous, waiting)
@@ -204,37 +202,6 @@ def previous_release(settings: Settings, url: str | None, waiting: Waiting) -> R
 def click_folder(settings: Settings) -> Path:
     """Where this rank sorts the clicks that do not fit in memory."""
     return Path(settings.releases.cache) / f"clicks_{ranks.rank()}"
-
-
-def _ends(settings: Settings, since_ms: int | None, folder: Path) -> dict[int, int]:
-    """Those of the first rank, on all."""
-    first = ranks.rank() == 0
-    ends = same_ends(settings, since_ms, folder) if first else click_ends(settings)
-    partitions = sorted(ends)
-    agreed = ranks.as_the_first([ends[partition] for partition in partitions])
-    return dict(zip(partitions, agreed, strict=True))
-
-
-def same_ends(settings: Settings, since_ms: int | None, folder: Path) -> dict[int, int]:
-    """Where to stop reading the clicks: where the run did that was killed, or else at their ends.
-
-    Clicks go on arriving, and a training goes on only from a checkpoint of the same clicks.
-    """
-    path = folder / "clicks.json"
-    asked = {"topic": settings.kafka.clicks_topic, "since_ms": since_ms}
-    try:
-        noted = json.loads(path.read_text())
-        fresh = time.time() - noted["at_s"] < _GONE_ON_WITHIN_S
-        if fresh and noted["asked"] == asked:
-            return {int(partition): end for partition, end in noted["ends"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # with other clicks, the checkpoint says that it is of another training
-    ends = click_ends(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps({"at_s": time.time(), "asked": asked, "ends": ends}))
-    draft.replace(path)
-    return ends
 
 
 def set_aside(folder: Path) -> Path:

@@ -1,12 +1,10 @@
-"""The audit finds what is wrong, whatever it is; the trainer reads what the service reads."""
+"""The audit finds what is wrong, whatever it is."""
 
 import numpy as np
 
-from encoder.click import Click
 from encoder.interest_index import InterestIndex
 from encoder.interests import InterestRows, interest_key
 from tests.deployment import T0, Deployment, random_clicks
-from training.click_reader import click_log_from_topic
 
 
 def test_missing_unexpected_and_different_rows_are_found(deployment: Deployment) -> None:
@@ -38,21 +36,3 @@ def test_missing_unexpected_and_different_rows_are_found(deployment: Deployment)
     assert audit.different == [interest_key(changed.user_id, changed.slot)]
     assert audit.differences == 3
     assert "nobody#0" in audit.report()
-
-
-def test_the_trainer_learns_from_valid_clicks_after_erasures(deployment: Deployment) -> None:
-    """Rejected records and what a user asked to forget are left out; a start time is kept to."""
-    deployment.produce(
-        [Click("u", "item-1", T0), Click("u", "item-2", T0 + 9), Click("v", "item-1", T0)]
-    )
-    deployment.produce([Click("v", "item-1", T0)])  # repeated
-    deployment.produce_raw([(b"u", b"{bad")])
-    deployment.produce_raw([(b"u", None)], timestamp_ms=T0 + 5)
-    log = click_log_from_topic(deployment.settings)
-    found = {
-        (log.user_ids[user], log.item_ids[item], int(at))
-        for user, item, at in zip(log.users, log.items, log.timestamps_ms, strict=True)
-    }
-    assert found == {("u", "item-2", T0 + 9), ("v", "item-1", T0)}
-    assert len(log) == 2
-    assert len(click_log_from_topic(deployment.settings, since_ms=2**42)) == 0

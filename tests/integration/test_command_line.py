@@ -8,6 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 
 import pyarrow as pa
@@ -132,7 +133,10 @@ def test_topics_train_worker_lookup_audience_audit(
         run("lookup", "nobody", environment=environment, code=EXIT_DIFFERENT)
         run("audience", "nothing", environment=environment, code=EXIT_DIFFERENT)
         # Another one, from the topic, which readers go over to, and back.
-        relearnt = json.loads(run("train", environment=environment).stdout)
+        done = run("train", environment=environment)
+        assert "2,000 new clicks of" in done.stderr
+        assert "and 0 from the cache" in done.stderr.replace("\n", " ")
+        relearnt = json.loads(done.stdout)
         assert relearnt["release"] != trained["release"]
         assert relearnt["item_cosine"] > 0.9
         found = json.loads(run("lookup", "u1", "--json", environment=environment).stdout)
@@ -201,6 +205,7 @@ def test_a_release_that_falls_behind_is_refused_and_kept(
         (["worker"], "MINDSTREAM_WORKR", "1", "MINDSTREAM_WORKR: no such setting"),
         (["worker"], "MINDSTREAM_KAFKA__CLICKS_TOPIC", "absent", "no topic absent"),
         (["train", "--parquet", "absent.parquet"], "LANG", "C", "absent.parquet"),
+        (["train", "--every", "1h"], "LANG", "C", "has no topic"),
         (["train", "--every", "often"], "LANG", "C", "--every 'often'"),
         (["lookup", "u"], "MINDSTREAM_MILVUS__URI", "store", "end in .db"),
         (["lookup", "u"], "MINDSTREAM_MILVUS", "http://127.0.0.1", "milvus"),
@@ -214,6 +219,26 @@ def test_what_cannot_work_is_told_in_one_message(
     done = run(*arguments, environment={**environment, variable: value}, code=EXIT_MISCONFIGURED)
     assert says in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+def test_the_trainer_goes_on_after_a_run_without_clicks(environment: dict[str, str]) -> None:
+    """With --every; it says when the next is due."""
+    run("topics", "create", environment=environment)
+    trainer = subprocess.Popen(
+        [sys.executable, "-m", "mindstream", "train", "--every", "6h"],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert trainer.stderr is not None
+        lines = list(takewhile(lambda line: "next run is due" not in line, trainer.stderr))
+        assert "failed: " in lines[-1]
+        assert "holds no valid clicks" in lines[-1]
+        assert trainer.poll() is None
+    finally:
+        trainer.kill()
+        trainer.communicate()
 
 
 def test_a_worker_stops_within_its_budget_while_it_waits_for_a_release(

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from deploy.kafka_distribution import kafka_version
 from encoder.settings import PREFIX, load_settings
 from mindstream.cli import app
+from mindstream.exit_codes import EXIT_DIFFERENT, EXIT_MISCONFIGURED
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted(ROOT.glob("deploy/*.Dockerfile"))
@@ -165,14 +166,18 @@ def test_dockerfiles_are_clean(dockerfile: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_images_differ_by_the_extra_alone() -> None:
-    """Both install the locked versions with the same uv; only the trainer gets its extra."""
+    """Both install the locked versions with the same uv; only the trainer gets its extra.
+
+    Both read and write releases in object stores.
+    """
     serving, training = (path.read_text() for path in DOCKERFILES)
     for text in (serving, training):
         syncs = re.findall(r"uv sync (.+)", text)
         assert len(syncs) == 2
         assert all(sync.startswith("--locked --no-dev") for sync in syncs)
-    assert "--extra" not in serving
+    assert "--extra training" not in serving
     assert training.count("--extra training") == 2
+    assert serving.count("--extra s3") == training.count("--extra s3") == 2
     assert re.findall(r"uv==\S+", serving) == re.findall(r"uv==\S+", training)
 
 
@@ -180,7 +185,8 @@ def test_the_serving_image_has_no_torch() -> None:
     """By the lock file, nothing that serving installs leads to torch or onnx."""
     lock = tomllib.loads((ROOT / "uv.lock").read_text())
     packages = {package["name"]: package for package in lock["package"]}
-    found, to_do = set(), ["mindstream"]
+    extras = packages["mindstream"]["optional-dependencies"]
+    found, to_do = set(), ["mindstream", *(needed["name"] for needed in extras["s3"])]
     while to_do:
         name = to_do.pop()
         if name not in found:
@@ -270,6 +276,26 @@ def test_the_worker_set_has_static_members(monkeypatch: pytest.MonkeyPatch) -> N
     assert worker["spec"]["serviceName"] in {one["metadata"]["name"] for one in services}
     labels = worker["spec"]["template"]["metadata"]["labels"]
     assert all(one["spec"]["selector"].items() <= labels.items() for one in services)
+
+
+def test_a_refused_release_is_not_trained_again() -> None:
+    """Nor what is misconfigured; a run that was killed goes on from what it has kept."""
+    (trainer,) = (one for one in objects() if one["kind"] == "CronJob")
+    job = trainer["spec"]["jobTemplate"]["spec"]
+    pod = job["template"]["spec"]
+    (rule,) = (one for one in job["podFailurePolicy"]["rules"] if one["action"] == "FailJob")
+    assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
+    assert rule["onExitCodes"]["operator"] == "In"
+    assert rule["onExitCodes"]["values"] == [EXIT_DIFFERENT, EXIT_MISCONFIGURED]
+    assert pod["restartPolicy"] == "Never"  # Kubernetes takes a podFailurePolicy with no other
+    (cache,) = (one for one in pod["volumes"] if one["name"] == "cache")
+    claims = {one["metadata"]["name"] for one in objects() if "Claim" in one["kind"]}
+    assert cache["persistentVolumeClaim"]["claimName"] in claims
+    (image,) = (path.read_text() for path in DOCKERFILES if path.stem == "training")
+    (kept,) = re.findall(r"RELEASES__CACHE=(\S+)", image)
+    mounts = {one["name"]: one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}
+    assert mounts["cache"] == kept
+    assert f"trainer:{kept}" in SERVICES["trainer"]["volumes"]
 
 
 def test_make_describes_itself() -> None:
