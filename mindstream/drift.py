@@ -97,7 +97,7 @@ def measure_drift(before: MindEncoder, after: MindEncoder, windows: Sequence[Win
         changed=round(_mean(changed), 4),
         shared_items=len(known),
         item_cosine=round(_mean(cosines(old_items, new_items)), 4),
-        interest_cosine=round(interest_cosine(new), 4),
+        interest_cosine=round(new.mean_cosine(), 4),
         coverage=round(coverage(new, after.release.items[1:]), 4),
     )
 
@@ -160,17 +160,6 @@ def cosines(vectors: Vectors, others: Vectors) -> Vectors:
     some = lengths > 0
     found: Vectors = np.einsum("nd,nd->n", vectors[some], others[some]) / lengths[some]
     return found
-
-
-def interest_cosine(batch: InterestBatch) -> float:
-    """Mean cosine between the interests of one user, averaged over users who have several."""
-    several = batch.counts > 1
-    if not several.any():
-        return 0.0
-    counts = batch.counts[several].astype(np.float64)
-    sums = batch.vectors[several].sum(axis=1, dtype=np.float64)  # unused slots are zero
-    pairs = (np.square(sums).sum(axis=1) - counts) / (counts * (counts - 1))
-    return float(pairs.mean())
 
 
 def coverage(batch: InterestBatch, items: Vectors, *, n: int = N_COVERED) -> float:

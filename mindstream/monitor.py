@@ -21,7 +21,7 @@ from encoder.release_topic import ReleaseFollower
 from encoder.settings import Settings
 from encoder.topics import check_topics
 from encoder.windows_topic import read_extents
-from mindstream.drift import Drift, coverage, encode, interest_cosine, stored_drift
+from mindstream.drift import Drift, coverage, encode, stored_drift
 from mindstream.live_recall import NewestClicks, new_clicks, popular_items
 from mindstream.monitor_metrics import MonitorMetrics
 from mindstream.window_sample import WindowFollower
@@ -114,7 +114,7 @@ class Monitor:
         found = self._newest.judge(encoder)
         self._health.progress()
         batch = encode(encoder, self._windows.sample.windows(_SAMPLE))
-        cosine, covered = interest_cosine(batch), coverage(batch, encoder.release.items[1:])
+        cosine, covered = batch.mean_cosine(), coverage(batch, encoder.release.items[1:])
         self._metrics.measured(encoder.release.name, found, cosine, covered, self._drift)
         self._health.waiting_for("")
         log.info(

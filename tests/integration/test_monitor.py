@@ -24,7 +24,7 @@ from encoder.release_topic import ReleaseFollower, read_releases
 from encoder.settings import Settings
 from encoder.topics import create_topics
 from encoder.windows_topic import read_windows
-from mindstream.drift import DRIFT_FILE, coverage, encode, interest_cosine, stored_drift
+from mindstream.drift import DRIFT_FILE, coverage, encode, stored_drift
 from mindstream.environment import child_environment
 from mindstream.monitor import Monitor
 from mindstream.monitor_metrics import MonitorMetrics
@@ -165,7 +165,7 @@ def assert_as_the_windows_say(found: Values, deployment: Deployment, release: st
     windows = {user: window for _, user, window in read if window is not None}
     batch = encode(encoder, list(windows.values()))
     assert found["mindstream_measured_release_info", release] == 1
-    assert found["mindstream_interest_cosine",] == pytest.approx(interest_cosine(batch), abs=1e-5)
+    assert found["mindstream_interest_cosine",] == pytest.approx(batch.mean_cosine(), abs=1e-5)
     assert found["mindstream_coverage_ratio",] == coverage(batch, encoder.release.items[1:])
 
 

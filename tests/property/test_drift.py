@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoder.mind_encoder import InterestBatch
-from mindstream.drift import cosines, coverage, interest_cosine, strongest_changed
+from mindstream.drift import cosines, coverage, strongest_changed
 from mindstream.nearest import nearest_rows
 
 WIDTH, ITEMS, SLOTS = 8, 90, 3
@@ -104,12 +104,12 @@ def test_the_cosine_of_interests_is_the_mean_over_pairs(seed: int) -> None:
     for vectors, count in zip(users.vectors, users.counts.tolist(), strict=True):
         pairs = [vectors[p] @ vectors[q] for p in range(count) for q in range(count) if p != q]
         several += [np.mean(pairs)] if pairs else []
-    assert np.isclose(interest_cosine(users), np.mean(several or [0.0]), atol=1e-5)
+    assert np.isclose(users.mean_cosine(), np.mean(several or [0.0]), atol=1e-5)
     collapsed = np.zeros_like(users.vectors)
     collapsed[:] = unit(np.ones(WIDTH))
     collapsed[np.arange(SLOTS) >= users.counts[:, None]] = 0
     one = dataclasses.replace(users, vectors=collapsed)
-    assert np.isclose(interest_cosine(one), float((users.counts > 1).any()), atol=1e-5)
+    assert np.isclose(one.mean_cosine(), float((users.counts > 1).any()), atol=1e-5)
 
 
 def test_coverage_counts_an_item_once_however_many_it_is_near_to() -> None:
