@@ -26,7 +26,7 @@ from mindstream.nearest import nearest_rows
 
 DRIFT_FILE: Final = "drift.json"
 N_NEAREST: Final = 20
-LEAST_OVERLAP: Final = 0.25
+LEAST_OVERLAP: Final = 0.2
 N_COVERED: Final = 50
 _FEW: Final = 10
 
@@ -123,7 +123,8 @@ def strongest_changed(
     Each release's strongest interest (that of the largest weight) stands for the n items nearest to
     it, among those that both know. It has changed where fewer than a share `least` of the n are the
     same. Slots and vectors would not do: only after a warm start do they mean the same in both. Nor
-    would the exemplar, one click of the window: of two alike either may come first.
+    would the exemplar, one click of the window: of two alike either may come first. What the limit
+    was chosen by: docs/decisions/0018.
 
     Args:
         before: interests of U users in one release.
