@@ -1,4 +1,4 @@
-"""The worker's HTTP side: `/livez`, `/readyz` and `/metrics`, on loopback unless told otherwise."""
+"""The HTTP side of worker and monitor: `/livez`, `/readyz` and `/metrics`, on loopback at first."""
 
 from __future__ import annotations
 
@@ -54,7 +54,27 @@ class _Quiet(WSGIRequestHandler):
 class HealthServer:
     """Serves the probes and metrics from threads of its own until closed."""
 
-    def __init__(self, host: str, port: int, health: Health, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        health: Health,
+        registry: CollectorRegistry,
+        *,
+        section: str = "WORKER",
+    ) -> None:
+        """Listen.
+
+        Args:
+            host: to listen on.
+            port: likewise; 0 for a free one.
+            health: what the probes tell.
+            registry: what `/metrics` tells.
+            section: of the settings, that `host` and `port` are from.
+
+        Raises:
+            Misconfigured: the address cannot be listened on.
+        """
         metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         probes = {"/livez": health.live, "/readyz": health.ready}
 
@@ -75,7 +95,8 @@ class HealthServer:
         except OSError as exc:
             raise Misconfigured(
                 f"cannot listen on {host}:{port}: {exc};"
-                " set MINDSTREAM_WORKER__HTTP_HOST and MINDSTREAM_WORKER__HTTP_PORT (0: a free one)"
+                f" set MINDSTREAM_{section}__HTTP_HOST and MINDSTREAM_{section}__HTTP_PORT"
+                " (0: a free one)"
             ) from exc
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="health", daemon=True

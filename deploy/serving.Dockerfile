@@ -1,4 +1,4 @@
-# The serving side: the worker and the look-ups, without torch.
+# The serving side: worker, monitor and look-ups, without torch.
 #   docker build -f deploy/serving.Dockerfile -t mindstream-serving .
 
 FROM python:3.12-slim AS build
@@ -24,9 +24,10 @@ ENV PATH=/opt/mindstream/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MINDSTREAM_RELEASES__URL=/releases \
     MINDSTREAM_RELEASES__CACHE=/var/cache/mindstream \
+    MINDSTREAM_MONITOR__HTTP_HOST=0.0.0.0 \
     MINDSTREAM_WORKER__HTTP_HOST=0.0.0.0
 USER 10001
 WORKDIR /home/mindstream
-EXPOSE 9108
+EXPOSE 9108 9109
 ENTRYPOINT ["mindstream"]
 CMD ["worker"]

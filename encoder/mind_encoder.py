@@ -39,6 +39,16 @@ class InterestBatch:
     assignment: npt.NDArray[np.int64]
     exemplars: npt.NDArray[np.int64]
 
+    def mean_cosine(self) -> float:
+        """Between the interests of one user, over users who have several; 1: all are the same."""
+        several = self.counts > 1
+        if not several.any():
+            return 0.0
+        counts = self.counts[several].astype(np.float64)
+        sums = self.vectors[several].sum(axis=1)  # unused slots are zero
+        pairs = (np.square(sums).sum(axis=1) - counts) / (counts * (counts - 1))
+        return float(pairs.mean())
+
 
 class MindEncoder:
     """Encodes windows with a release's graph and item table.

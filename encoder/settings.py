@@ -201,6 +201,22 @@ class LookupSettings(_Section):
     items_in_memory: Annotated[int, Field(ge=0)] = 200_000
 
 
+class MonitorSettings(_Section):
+    """The monitor of the release in use.
+
+    Attributes:
+        interval_s: from measuring to measuring.
+        users: to draw, whose windows are kept and whose clicks are predicted.
+        clicks: the newest of theirs, that recall is of.
+    """
+
+    interval_s: Seconds = 60.0
+    users: Annotated[int, Field(ge=1)] = 10_000
+    clicks: Annotated[int, Field(ge=1)] = 10_000
+    http_host: str = "127.0.0.1"
+    http_port: Annotated[int, Field(ge=0, le=65_535)] = 9109
+
+
 class TrainerSettings(_Section):
     """The scheduled trainer.
 
@@ -252,6 +268,7 @@ class Settings(BaseSettings):
     releases: ReleaseSettings = ReleaseSettings()
     trainer: TrainerSettings = TrainerSettings()
     lookup: LookupSettings = LookupSettings()
+    monitor: MonitorSettings = MonitorSettings()
     log: LogSettings = LogSettings()
     window_length: Annotated[int, Field(ge=1, le=10_000)] = 50
 

@@ -20,13 +20,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from consumers.encoding import WindowEncoder
-from consumers.packed_window import ItemCodes
+from consumers.packed_window import ItemCodes, unpack
 from consumers.window_wire import from_wires
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.mind_encoder import MindEncoder
 from encoder.release import Release
 from encoder.settings import Settings
+from encoder.window import Window
 from encoder.windows_topic import WindowRecords, read_window_records
 from mindstream.audit import same_row
 
@@ -85,6 +86,7 @@ def certify(
     within_s: float,
     seed: int | None = None,
     progress: Callable[[str], None] = lambda doing: None,
+    drew: Callable[[list[Window]], object] = lambda windows: None,
 ) -> Certificate:
     """Draw users from the windows topic, encode them here, and compare with the store.
 
@@ -97,6 +99,7 @@ def certify(
         within_s: how long differences may take to go away, in seconds.
         seed: of the draw; drawn, too, if None.
         progress: is told what is being done.
+        drew: is given the windows of the users drawn, as they were when all agreed.
 
     Raises:
         NotFilled: rows are missing, differ, or are too many.
@@ -131,6 +134,7 @@ def certify(
             raise NotFilled(_what_is_wrong(release.name, wrong, rows, state.rows))
         time.sleep(_AGAIN_S)
         state.read()
+    drew(state.windows(drawn))
     digest = hashlib.sha256()
     for user_id in sorted(agreed):
         digest.update(agreed[user_id])
@@ -230,6 +234,11 @@ class _Windows:
 
     def packed(self, user_id: str) -> bytes | None:
         return self._packed.get(user_id)
+
+    def windows(self, user_ids: list[str]) -> list[Window]:
+        """Of those who have one."""
+        found = [self._packed[user_id] for user_id in user_ids if user_id in self._packed]
+        return [unpack(packed, self._codes) for packed in found]
 
 
 def _different(

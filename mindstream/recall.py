@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-
 from encoder.click import Click
 from encoder.interests import ClickColumns, encoder_inputs
 from encoder.mind_encoder import MindEncoder
 from encoder.window import Window, merge
 from mindstream.audit import columns_of
+from mindstream.nearest import nearest_rows
 
 _CHUNK: Final = 512
 
@@ -68,18 +67,8 @@ def _by_moment(clicks: Sequence[Click]) -> dict[tuple[str, int], list[str]]:
 
 
 def _nearest(encoder: MindEncoder, columns: ClickColumns, n: int) -> list[set[int]]:
-    """The rows of the n items nearest to any interest, per user; exact inner products."""
+    """The rows of the n items nearest to any interest, per user; none without interests."""
     rows, ages = encoder_inputs(columns, window_length=encoder.release.manifest.window_length)
     batch = encoder.encode(rows, ages)
-    users, slots, width = batch.vectors.shape
-    table = encoder.release.items[1:]
-    scores = batch.vectors.reshape(users * slots, width) @ table.T
-    unused = np.arange(slots) >= batch.counts[:, None]
-    scores = scores.reshape(users, slots, len(table))
-    scores[unused] = -np.inf
-    best = scores.max(axis=1)  # (B, N)
-    top = np.argpartition(-best, min(n, len(table)) - 1, axis=1)[:, :n]
-    return [
-        set((found + 1).tolist()) if count else set()
-        for found, count in zip(top, batch.counts, strict=True)
-    ]
+    found = nearest_rows(batch.vectors, batch.counts, encoder.release.items[1:], n) + 1
+    return [{row for row in rows if row} for rows in found.tolist()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -69,7 +70,9 @@ def use(
 
     with _store() as (settings, index), Waiting(Console(stderr=True)) as waiting:
         waiting.start(f"going over to release {release}")
-        certificate = switch(settings, index, release, sample=sample, progress=waiting.show)
+        certificate = switch(
+            settings, index, release, sample=sample, progress=waiting.show, tell=waiting.tell
+        )
     typer.echo(certificate.model_dump_json())
 
 
@@ -104,6 +107,42 @@ def verify(
             progress=waiting.describe,
         )
     typer.echo(certificate.model_dump_json())
+
+
+@app.command()
+def drift(
+    release: Annotated[
+        str | None, typer.Argument(help="Its name; the one in use if there is none.")
+    ] = None,
+    before: Annotated[
+        str | None, typer.Option(help="Compare with this one, not with the one readers left.")
+    ] = None,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Measure with the windows of now, and keep nothing.")
+    ] = False,
+    sample: Annotated[int, typer.Option(help="Users to draw.", min=1)] = 1000,
+) -> None:
+    """Tell what a release changed for users: what was measured at the switch, or is now."""
+    from encoder.release_topic import read_releases
+    from mindstream.progress import Waiting
+    from mindstream.release_drift import drift_of
+    from mindstream.release_switch import announced_release
+
+    with _store() as (settings, index), Waiting(Console(stderr=True)) as waiting:
+        in_use, known = index.release_in_use(), read_releases(settings.kafka)
+        waiting.start("comparing releases")
+        found = drift_of(
+            settings,
+            known,
+            release,
+            in_use.name if in_use is not None else None,
+            partial(announced_release, settings, known),
+            before=before,
+            anew=anew,
+            sample=sample,
+        )
+        waiting.tell(str(found))
+    typer.echo(found.model_dump_json())
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +26,9 @@ from encoder.release_topic import (
 )
 from encoder.settings import Settings
 from encoder.topics import check_topics
+from encoder.window import Window
 from mindstream.certificate import CERTIFICATE_FILE, Certificate, certify
+from mindstream.release_drift import note_drift, predecessor
 
 SAMPLE: Final = 1000
 AGREE_WITHIN_S: Final = 60.0
@@ -42,6 +45,7 @@ def switch(
     *,
     sample: int = SAMPLE,
     progress: Callable[[str, int, int], None] = lambda doing, done, total: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Certificate:
     """Wait until workers have filled a release, prove it, and point readers at it.
 
@@ -53,9 +57,10 @@ def switch(
         name: of the release; it is announced.
         sample: users to compare bit for bit.
         progress: is told what is being done, and how many partitions of how many are filled.
+        tell: is given a line that says what the switch changed for the users who were compared.
 
     Returns:
-        The certificate, which is stored beside the release.
+        The certificate, which is stored beside the release; what changed is, too.
 
     Raises:
         NotFilled: the store does not hold what it should; readers stay where they are.
@@ -63,6 +68,7 @@ def switch(
     """
     partitions = check_topics(settings.kafka)
     release = announced_release(settings, read_releases(settings.kafka), name)
+    drawn: list[list[Window]] = []
     while True:
         wait_until_filled(settings, name, partitions, progress)
         certificate = certify(
@@ -73,6 +79,7 @@ def switch(
             sample=sample,
             within_s=AGREE_WITHIN_S,
             progress=lambda doing: progress(doing, partitions, partitions),
+            drew=drawn.append,
         )
         known = read_releases(settings.kafka)
         announced = known.announcement(name)
@@ -80,7 +87,12 @@ def switch(
             break  # else a partition went to a worker that does not serve it, meanwhile
     store_beside(announced.url, CERTIFICATE_FILE, certificate.model_dump_json(indent=2))
     slots = release.manifest.interests
-    _point_at(settings, index, known, index.release_in_use(), name, slots)
+    in_use = index.release_in_use()
+    _point_at(settings, index, known, in_use, name, slots)
+    moved = in_use is not None and in_use.name != name  # else it is repeated, after it was killed
+    left = in_use.name if in_use is not None and moved else predecessor(known, name)
+    fetch = partial(announced_release, settings, known)
+    note_drift(settings, announced.url, left, release, fetch, drawn[-1], tell)
     return certificate
 
 

@@ -310,7 +310,7 @@ def put_into_use(release: Release, settings: Settings, waiting: Waiting) -> None
         # Readers' first release is one that workers point them at.
         if in_use is not None and known.announcement(in_use.name) is not None:
             waiting.start(f"going over to release {release.name}")
-            switch(settings, index, release.name, progress=waiting.show)
+            switch(settings, index, release.name, progress=waiting.show, tell=waiting.tell)
             prune(settings, index, grace_s=settings.releases.grace_s)
     finally:
         index.close()

@@ -188,7 +188,7 @@ def _recalls(release: Release, split: _Split) -> tuple[npt.NDArray[np.float64], 
     )[split.users]
     batch = MindEncoder(release).encode(windows, np.zeros(windows.shape, np.float32))
     found = search(batch.vectors, batch.counts, np.asarray(release.items), CUT)
-    return _recall(found, release.item_ids, split), _mean_cosine(batch.vectors, batch.counts)
+    return _recall(found, release.item_ids, split), batch.mean_cosine()
 
 
 def _popularity(split: _Split) -> npt.NDArray[np.float64]:
@@ -212,17 +212,6 @@ def _recall(
         for rows, wanted in zip(found.tolist(), split.targets, strict=True)
     ]
     return np.array(shares, np.float64)
-
-
-def _mean_cosine(vectors: npt.NDArray[np.float32], counts: npt.NDArray[np.int64]) -> float:
-    """Between the interests of users who have several: vectors (U, K, D) of length 1."""
-    several = counts > 1
-    if not several.any():
-        return 0.0
-    counts = counts[several].astype(np.float64)
-    sums = vectors[several].sum(axis=1)  # unused slots are zero
-    pairs = (np.square(sums).sum(axis=1) - counts) / (counts * (counts - 1))
-    return float(pairs.mean())
 
 
 def _compare(

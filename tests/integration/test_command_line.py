@@ -150,6 +150,10 @@ def test_topics_train_worker_lookup_audience_audit(
         assert (proof["release"], proof["sampled"]) == (trained["release"], 60)
         used = run("release", "use", relearnt["release"], environment=environment).stdout
         assert json.loads(used)["rows"] == proof["rows"]
+        told = json.loads(run("release", "drift", environment=environment).stdout)
+        assert (told["release"], told["before"]) == (relearnt["release"], trained["release"])
+        assert told["warm"]
+        assert told["item_cosine"] == pytest.approx(relearnt["item_cosine"], abs=0.001)
         dropped = run("release", "prune", "--grace-s", "0", environment=environment).stdout
         assert dropped.split() == ["dropped", trained["release"]]
     finally:

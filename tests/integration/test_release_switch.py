@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ from lookup import Lookup
 from mindstream import release_switch
 from mindstream.audit import audit_store
 from mindstream.certificate import CERTIFICATE_FILE, Certificate, NotFilled, certify
-from mindstream.release_switch import prune, rollback, switch
+from mindstream.drift import stored_drift
+from mindstream.release_drift import drift_of
+from mindstream.release_switch import announced_release, prune, rollback, switch
 from tests.deployment import Deployment, deployed, random_clicks, wait_until
 
 
@@ -99,6 +102,61 @@ def test_readers_go_over_to_a_release_under_clicks_and_back(
     assert stored is not None
     assert Certificate.model_validate_json(stored) == certificate
     assert json.loads(stored)["files"]["encoder.onnx"] == new.manifest.files["encoder.onnx"].sha256
+
+
+def test_what_a_switch_changed_lies_beside_the_release(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """Of the users compared, from the release readers left; told at any time, and measured anew."""
+    settings, old = deployment.settings, deployment.release
+    told: list[str] = []
+    with deployment.worker():
+        deployment.produce(random_clicks(400))
+        deployment.wait_until_consumed()
+        switch(settings, index, old.name, tell=told.append)
+        assert told == []  # readers left none
+        new = deployment.publish(f"{old.name}_b", seed=7)
+        certificate = switch(settings, index, new.name, tell=told.append)
+        switch(settings, index, new.name, tell=told.append)  # as after it was killed
+    known = read_releases(settings.kafka)
+    announced = known.announcement(new.name)
+    assert announced is not None
+    drift = stored_drift(announced.url)
+    assert drift is not None
+    assert (drift.before, drift.release, drift.warm) == (old.name, new.name, False)
+    assert drift.users == certificate.sampled
+    assert drift.shared_items == new.manifest.items
+    assert drift.changed > 0.5  # two untrained models have nothing in common
+    assert abs(drift.item_cosine) < 0.2
+    assert 0 < drift.coverage <= 1
+    assert len(told) == 2
+    assert told[1] == str(drift)
+
+    fetch = partial(announced_release, settings, known)
+    assert drift_of(settings, known, None, new.name, fetch) == drift
+    anew = drift_of(settings, known, new.name, new.name, fetch, anew=True)
+    assert anew.model_copy(update={"at": drift.at}) == drift  # it draws all users, too
+    same = drift_of(settings, known, new.name, new.name, fetch, before=new.name)
+    assert (same.changed, same.item_cosine) == (0.0, 1.0)
+    with pytest.raises(Misconfigured, match=f"no release before {old.name}; name one with"):
+        drift_of(settings, known, old.name, new.name, fetch, anew=True)
+
+
+def test_a_switch_does_not_fail_where_what_it_changed_cannot_be_told(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """The release that readers left is damaged: they have gone over all the same."""
+    settings, old = deployment.settings, deployment.release
+    with structlog.testing.capture_logs() as logs, deployment.worker():
+        deployment.produce(random_clicks(100))
+        deployment.wait_until_consumed()
+        wait_until(lambda: index.release_in_use() == ReleaseInUse(old.name, 3), "a first release")
+        new = deployment.publish(f"{old.name}_b", seed=7)
+        (deployment.folder / "releases" / old.name / "items.npy").unlink()
+        switch(settings, index, new.name)
+    assert index.release_in_use() == ReleaseInUse(new.name, 3)
+    (warned,) = (entry for entry in logs if entry["event"] == "release.drift_not_measured")
+    assert "items.npy" in warned["error"]
 
 
 def test_what_was_filled_is_not_filled_again(deployment: Deployment, index: InterestIndex) -> None:

@@ -298,6 +298,24 @@ def test_a_refused_release_is_not_trained_again() -> None:
     assert f"trainer:{kept}" in SERVICES["trainer"]["volumes"]
 
 
+def test_the_monitor_is_one_and_is_found_where_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Port, probes and what Prometheus scrapes agree; Compose publishes the same port."""
+    (monitor,) = (one for one in objects() if one["metadata"]["name"] == "monitor")
+    assert (monitor["kind"], monitor["spec"]["replicas"]) == ("Deployment", 1)
+    template = monitor["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    monkeypatch.delenv("MINDSTREAM_MONITOR__HTTP_PORT", raising=False)
+    settings = load_settings()
+    port = settings.monitor.http_port
+    assert container["ports"] == [{"name": "http", "containerPort": port}]
+    assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "http"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == str(port)
+    assert template["spec"]["terminationGracePeriodSeconds"] > settings.worker.stop_budget_s
+    assert SERVICES["monitor"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert f":{port}/livez" in SERVICES["monitor"]["healthcheck"]["test"][-1]
+
+
 def test_make_describes_itself() -> None:
     """Plain ``make`` lists every target that people use, with what it does."""
     listed = re.findall(r"^  make ([\w-]+) +\S+", make().stdout, re.MULTILINE)

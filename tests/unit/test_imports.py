@@ -36,7 +36,8 @@ def test_imports_point_one_way(package: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["consumers.worker", "lookup", "mindstream.cli", "encoder.mind_encoder"]
+    "module",
+    ["consumers.worker", "lookup", "mindstream.cli", "mindstream.monitor", "encoder.mind_encoder"],
 )
 def test_serving_imports_neither_torch_nor_onnx(module: str) -> None:
     """A fresh interpreter tells: the serving image has neither."""
