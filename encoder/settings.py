@@ -90,6 +90,7 @@ class KafkaSettings(_Section):
     windows_topic: Topic = "mindstream.windows"
     dead_letters_topic: Topic = "mindstream.dead-letters"
     releases_topic: Topic = "mindstream.releases"
+    items_topic: Topic = "mindstream.items"
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> Self:
@@ -100,9 +101,9 @@ class KafkaSettings(_Section):
                 " and sasl_password"
             )
         names = [self.clicks_topic, self.windows_topic, self.dead_letters_topic]
-        names.append(self.releases_topic)
+        names += [self.releases_topic, self.items_topic]
         if len(set(names)) < len(names):
-            raise ValueError("the four topics must have different names")
+            raise ValueError("the five topics must have different names")
         return self
 
 
