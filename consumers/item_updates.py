@@ -81,7 +81,7 @@ class ItemUpdates:
         partitions: int,
         share: float,
     ) -> None:
-        """Nothing to do yet: what is served has everything that was read.
+        """Nothing to do yet; `begin_release` is to be called for what is served.
 
         Args:
             items: as they are read, by another thread.
@@ -96,8 +96,8 @@ class ItemUpdates:
         self._partitions = partitions
         self._share = share
         self._queue: deque[ItemRecord] = deque()
-        self._taken: Offsets = {}
-        self._applied: dict[int, int] = {}
+        _, self._taken = items.take()
+        self._applied = dict(self._taken)
         self._to_write: dict[str, dict[str, ItemRecord]] = {}
         self._withdrawn: dict[str, set[str]] = {}  # items that were, at some time
         self._codes: dict[int, set[int]] = {}  # by partition: windows that hold them are to do

@@ -5,7 +5,7 @@ N items of the release, D vector width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -38,6 +38,10 @@ class FurtherItems:
     def __len__(self) -> int:
         """How many items are known beyond the release's own."""
         return len(self._row_of)
+
+    def __iter__(self) -> Iterator[str]:
+        """Their ids."""
+        return iter(self._row_of)
 
     @property
     def end(self) -> int:

@@ -103,8 +103,9 @@ class ItemIndex:
         """
         if not self._store.exist(_changes(release)):
             return None
-        seen = [f"partition == {one} and offset < {at}" for one, at in sorted(offsets.items())]
-        where = f"not ({' or '.join(f'({one})' for one in seen)})" if seen else ""
+        where = f"partition not in {sorted(offsets)}" if offsets else ""
+        for partition, at in sorted(offsets.items()):
+            where += f" or (partition == {partition} and offset >= {at})"
         rows = list(
             self._store.rows(
                 _changes(release), "item_id", _FIELDS[1:], where=where, consistency=consistency

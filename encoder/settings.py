@@ -212,6 +212,8 @@ class TrainerSettings(_Section):
         gate_margin: of Recall@20, absolute, by which a release may be behind the one in use,
             popularity or item-kNN on the newest clicks.
         buffer_clicks: most clicks of Parquet files to hold in memory; more are sorted on disk.
+        item_fields: name of each field of the items topic that items are made of, to its kind: a
+            text's `words`, one or several values (`value`), or a number's `band`.
     """
 
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -221,6 +223,7 @@ class TrainerSettings(_Section):
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
     gate_margin: Annotated[float, Field(ge=0, le=1)] = 0.01
     buffer_clicks: Annotated[int, Field(ge=1000)] = 10_000_000
+    item_fields: dict[str, Literal["value", "words", "band"]] = {}
 
 
 class LogSettings(_Section):

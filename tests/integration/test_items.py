@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 
 from deploy.local_broker import LocalBroker
 from deploy.local_milvus import LocalMilvusLite
@@ -16,8 +17,10 @@ from encoder.interest_index import Interest, InterestIndex
 from encoder.item_fields import FieldValue
 from encoder.item_topic import announce_items
 from lookup import Lookup
+from mindstream.release_switch import switch
 from tests.deployment import T0, Deployment, deployed, random_clicks, wait_until
 from tests.small_items import field_vectors, release_with_fields
+from training.publication import publish
 
 RED = {"title": "red cup", "brand": "acme"}
 BLUE = {"title": "blue", "price": 12.0}
@@ -114,3 +117,105 @@ def test_clicks_on_an_item_count_once_it_is_announced(
             lambda: np.array_equal(interests_of(index, name, "two")[0].vector, before.vector),
             "the other user",
         )
+
+
+def test_a_worker_that_starts_later_leaves_the_same(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """What was announced while none ran is in every user's rows, and the store retrieves it."""
+    deployment.produce(random_clicks(300))
+    deployment.consume_all()
+    for number, fields in ((61, RED), (62, BLUE), (63, {}), (64, RED)):
+        say(deployment, f"item-{number}", fields)
+    say(deployment, "item-3", None)
+    with deployment.worker():
+        deployment.wait_until_consumed()
+        wait_until(lambda: deployment.audit().differences == 0, "the same as a plain fold")
+    say(deployment, "item-61", BLUE)
+    say(deployment, "item-64", None)
+    say(deployment, "item-65", RED)
+    with deployment.worker():
+        wait_until(lambda: deployment.audit().differences == 0, "the same as a plain fold")
+    assert_as_a_plain_fold(deployment)
+    assert stored(index, deployment.release.name, "item-65") is not None
+
+
+def test_items_of_a_release_that_comes_later_are_there_when_it_is_used(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """The publisher embeds what was announced; what comes afterwards, too, before readers go."""
+    deployment.produce(random_clicks(300))
+    say(deployment, "item-61", RED)
+    say(deployment, "item-3", None)
+    with deployment.worker():
+        deployment.wait_until_consumed()
+        new = release_with_fields(deployment.folder, f"{deployment.release.name}_b", seed=7)
+        publish(new, deployment.settings, index)
+        assert stored(index, new.name, "item-61") == field_vectors(7).vector(RED).tobytes()
+        assert stored(index, new.name, "item-3") is None
+        say(deployment, "item-62", RED)
+        certificate = switch(deployment.settings, index, new.name)
+        assert certificate.sampled == certificate.users
+        assert stored(index, new.name, "item-62") is not None
+        old, deployment.release = deployment.release, new
+        wait_until(lambda: deployment.audit().differences == 0, "the same as a plain fold")
+        deployment.release = old
+        wait_until(lambda: deployment.audit().differences == 0, "the same as a plain fold")
+    index.drop_release(new.name)
+
+
+def test_readers_with_items_in_memory_see_what_changes(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """Within seconds, as those that ask the store; also what changed before they came."""
+    name = deployment.release.name
+    deployment.produce(random_clicks(300))
+    deployment.produce([Click("one", "item-5", T0)])
+    say(deployment, "item-4", None)
+    with (
+        deployment.worker(),
+        Lookup(deployment.settings.milvus, consistency="Strong", items_in_memory=1000) as memory,
+        Lookup(deployment.settings.milvus, consistency="Strong") as store,
+    ):
+        deployment.wait_until_consumed()
+        wait_until(lambda: stored(index, name, "item-4") is None, "the first withdrawal")
+        wait_until(lambda: index.release_in_use() is not None, "a release in use")
+
+        def found(lookup: Lookup) -> set[str]:
+            return {hit.id for hit in lookup.candidates("one", limit=100).items}
+
+        trained = set(deployment.release.item_ids)
+        wait_until(lambda: memory.items_are_in_memory, "the items")
+        wait_until(lambda: found(memory) == found(store) == trained - {"item-4"}, "the same")
+        say(deployment, "new", RED)
+        say(deployment, "item-4", {})
+        wait_until(lambda: found(store) == trained | {"new"}, "the new item in the store")
+        wait_until(lambda: found(memory) == trained | {"new"}, "the new item in memory")
+        say(deployment, "new", None)
+        say(deployment, "item-9", None)
+        wait_until(lambda: found(memory) == trained - {"item-9"}, "the withdrawals in memory")
+        assert found(store) == found(memory)
+
+
+def test_a_bad_record_harms_nothing_else(deployment: Deployment, index: InterestIndex) -> None:
+    """It is told where it lies; the items before and after it are retrieved."""
+    name = deployment.release.name
+    records = [
+        ("first", json.dumps(RED).encode()),
+        ("broken", b"{"),
+        ("other", b'{"item_id": "another", "title": "red"}'),
+        ("number", b'{"title": 3, "brand": "acme", "more": {"deep": [1]}}'),
+        ("last", json.dumps(BLUE).encode()),
+    ]
+    with structlog.testing.capture_logs() as logs, deployment.worker():
+        wait_until(lambda: any(e["event"] == "partitions.taken" for e in logs), "a worker")
+        announce_items(deployment.settings.kafka, records)
+        sound = ("first", "number", "last")
+        wait_until(lambda: all(stored(index, name, one) for one in sound), "the sound ones")
+    assert stored(index, name, "broken") is stored(index, name, "other") is None
+    reasons = {e["reason"] for e in logs if e["event"] == "item.rejected"}
+    assert reasons == {"not_json", "key_mismatch"}
+    assert all(e["offset"] >= 0 for e in logs if e["event"] == "item.rejected")
+    (ignored,) = [e for e in logs if e["event"] == "item.field_ignored"]
+    assert "field title" in ignored["problems"][0]
+    assert deployment.audit().differences == 0
