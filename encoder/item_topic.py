@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, Final
 
 import structlog
@@ -151,15 +152,18 @@ def announce_items(settings: KafkaSettings, records: Iterable[tuple[str, bytes |
         settings: where the topic is.
         records: item id, and its fields as JSON or None to withdraw it.
     """
+    count, left = 0, iter(records)
     with translated(f"writing to {settings.items_topic}", settings):
         client: KafkaProducer = producer(settings, linger_ms=5)
         try:
-            sent = [
-                client.send(settings.items_topic, key=item_id.encode(), value=value)
-                for item_id, value in records
-            ]
-            for future in sent:
-                future.get(timeout=_TIMEOUT_S)
+            while some := list(islice(left, _POLL_RECORDS)):
+                sent = [
+                    client.send(settings.items_topic, key=item_id.encode(), value=value)
+                    for item_id, value in some
+                ]
+                for future in sent:
+                    future.get(timeout=_TIMEOUT_S)
+                count += len(some)
         finally:
             client.close(timeout=_TIMEOUT_S)
-    return len(sent)
+    return count
