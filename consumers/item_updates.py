@@ -51,7 +51,7 @@ class ItemWork:
     items: dict[str, ItemChanges] = field(default_factory=dict)
     partition: int = 0
     user_ids: list[str] = field(default_factory=list)
-    report: dict[tuple[str, int], Offsets] = field(default_factory=dict)
+    report: Mapping[tuple[str, int], Offsets] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:

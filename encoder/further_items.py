@@ -58,11 +58,12 @@ class FurtherItems:
 
     def vector(self, item_id: str) -> NDArray[np.float32] | None:
         """The item's vector, float32 (D,), trained or made of its fields; None if not known."""
+        found: NDArray[np.float32] | None = None
         if (row := self.release.row_of.get(item_id)) is not None:
-            return self.release.items[row]
-        if (row := self._row_of.get(item_id)) is not None:
-            return self._vectors[row - self._first]
-        return None
+            found = self.release.items[row]
+        elif (row := self._row_of.get(item_id)) is not None:
+            found = self._vectors[row - self._first]
+        return found
 
     def put(self, item_id: str, fields: Mapping[str, FieldValue]) -> tuple[bool, list[str]]:
         """Say what is known of an item from now on; nothing makes it unknown again.

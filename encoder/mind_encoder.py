@@ -5,7 +5,7 @@ B users, L window length, K interests, D vector width.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ CHUNK_USERS: Final = 128
 """Users per call of the graph: keeps its tensors in cache and its memory bounded."""
 LENGTH_STEP: Final = 8
 """Windows are padded to a multiple of this, so that the graph sees few distinct shapes."""
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,8 @@ def _session(release: Release, options: ort.SessionOptions) -> ort.InferenceSess
 
 
 def _padded(
-    values: npt.NDArray[np.generic], length: int, dtype: type[np.generic]
-) -> npt.NDArray[np.generic]:
+    values: npt.NDArray[np.generic], length: int, dtype: type[_Number]
+) -> npt.NDArray[_Number]:
     out = np.zeros((len(values), length), dtype)
     out[:, : values.shape[1]] = values
     return out

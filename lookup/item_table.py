@@ -50,6 +50,12 @@ class ItemTable:
     def __len__(self) -> int:
         return len(self._item_ids) - len(self._out) + len(self._added)
 
+    def __contains__(self, item_id: object) -> bool:
+        if item_id in self._added:
+            return True
+        row = self._row_of.get(item_id) if isinstance(item_id, str) else None
+        return row is not None and row not in self._out
+
     @property
     def seen(self) -> Offsets:
         """By partition of the items topic, the offset of the next change to see."""

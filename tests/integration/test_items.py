@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,17 +14,22 @@ import numpy as np
 import pytest
 import structlog
 
+from consumers.update_loop import Step
 from deploy.local_broker import LocalBroker
 from deploy.local_milvus import LocalMilvusLite
 from encoder.click import Click
 from encoder.interest_index import Interest, InterestIndex
 from encoder.item_fields import FieldValue
-from encoder.item_topic import announce_items
+from encoder.item_topic import announce_items, read_items
 from lookup import Lookup
+from mindstream.environment import environment_of
+from mindstream.exit_codes import EXIT_MISCONFIGURED
 from mindstream.release_switch import switch
 from tests.deployment import T0, Deployment, deployed, random_clicks, wait_until
 from tests.small_items import field_vectors, release_with_fields
+from training.item_reader import catalogue_from_topic
 from training.publication import publish
+from training.trainer import Catalogue
 
 RED = {"title": "red cup", "brand": "acme"}
 BLUE = {"title": "blue", "price": 12.0}
@@ -219,3 +228,73 @@ def test_a_bad_record_harms_nothing_else(deployment: Deployment, index: Interest
     (ignored,) = [e for e in logs if e["event"] == "item.field_ignored"]
     assert "field title" in ignored["problems"][0]
     assert deployment.audit().differences == 0
+
+
+def test_a_worker_that_dies_while_users_are_encoded_anew_leaves_the_rest(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """Its successor knows the item from the beginning, and encodes those users all the same."""
+    users = [f"user-{number}" for number in range(600)]
+    deployment.produce([Click(user, "new", T0) for user in users])
+    deployment.produce([Click(user, "item-1", T0 + 1) for user in users])
+    announced = threading.Event()
+    steps: list[Step] = []
+
+    def crash(step: Step) -> None:
+        if announced.is_set() and step == "written":
+            steps.append(step)
+            if len(steps) == 3:
+                raise RuntimeError("crash")
+
+    def announce_and_wait() -> None:
+        deployment.wait_until_consumed()
+        deployment.wait_until_filled()
+        announced.set()
+        say(deployment, "new", RED)
+        wait_until(lambda: len(steps) >= 3, "a crash")
+
+    with pytest.raises(RuntimeError, match="crash"), deployment.worker(crash):
+        announce_and_wait()
+    assert deployment.audit().different
+    with deployment.worker():
+        wait_until(lambda: deployment.audit().differences == 0, "the same as a plain fold")
+
+
+def test_a_catalogue_is_loaded_from_a_file_and_items_are_withdrawn(deployment: Deployment) -> None:
+    """By the command; a bad line is named, and then nothing is put on the topic."""
+    settings, file = deployment.settings, deployment.folder / "items.jsonl"
+    file.write_text('{"item_id": "cup", "title": "red"}\n{"item_id": "bowl", "price": 3}\n')
+    environment = {**os.environ, **environment_of(settings)}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mindstream", "items", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    assert run("load", str(file)).stdout == "2 items\n"
+    assert run("withdraw", "bowl").stdout == "1 items withdrawn\n"
+    file.write_text('{"item_id": "plate"}\n{"title": "red"}\n')
+    refused = run("load", str(file))
+    assert refused.returncode == EXIT_MISCONFIGURED
+    assert "line 2" in refused.stderr
+    said = {record.item_id: record for record in read_items(settings.kafka).since({})}
+    assert {item_id: record.withdrawn for item_id, record in said.items()} == {
+        "cup": False,
+        "bowl": True,
+    }
+    assert said["cup"].fields() == {"title": "red"}
+    asked = settings.model_copy(
+        update={
+            "trainer": settings.trainer.model_copy(
+                update={"item_fields": {"title": "words", "price": "value"}}
+            )
+        }
+    )
+    assert catalogue_from_topic(settings) is None
+    announce_items(settings.kafka, [("plate", b'{"title": "blue", "price": 3}')])
+    told: list[str] = []
+    catalogue = catalogue_from_topic(asked, told.append)
+    assert catalogue == Catalogue(
+        {"title": "words", "price": "value"},
+        {"cup": {"title": "red", "price": None}, "plate": {"title": "blue"}},
+    )
+    assert told == ["2 items have fields (title, price); 1 values do not fit"]
