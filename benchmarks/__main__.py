@@ -14,6 +14,7 @@ from benchmarks.alternative import alternative
 from benchmarks.encode import encode
 from benchmarks.freshness import freshness
 from benchmarks.ground import Ground
+from benchmarks.items import items
 from benchmarks.lookups import lookups
 from benchmarks.results import Result, head, machine, say
 from benchmarks.state import state
@@ -29,6 +30,8 @@ BENCHMARKS: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "scaling": scaling,
     "lookup-lite": partial(lookups, store="lite"),
     "lookup-server": partial(lookups, store="server"),
+    "items-lite": partial(items, store="lite"),
+    "items-server": partial(items, store="server"),
     "alternative-lite": partial(alternative, store="lite"),
     "alternative-server": partial(alternative, store="server"),
 }

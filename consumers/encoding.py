@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from consumers.packed_window import ItemCodes, click_columns
+from encoder.further_items import FurtherItems
 from encoder.interests import (
     ClickColumns,
     InterestRows,
@@ -16,6 +17,7 @@ from encoder.interests import (
     interest_counts,
     interest_key,
 )
+from encoder.item_fields import FieldValue
 from encoder.mind_encoder import MindEncoder
 
 
@@ -63,6 +65,26 @@ class WindowEncoder:
         ]
         return Encoded(rows, stale_keys)
 
+    def put_item(
+        self, item_id: str, fields: Mapping[str, FieldValue]
+    ) -> tuple[int | None, list[str]]:
+        """Say what is known of an item from now on, see `FurtherItems.put`.
+
+        Returns:
+            The code of the item whose windows are to be encoded anew, None where there is no need,
+            and what is wrong with its fields.
+        """
+        changed, problems = self._encoder.further.put(item_id, fields)
+        code = self._codes.find(item_id) if changed else None
+        if code is not None and code < len(self._row_of_code):
+            self._row_of_code[code] = self._encoder.further.row(item_id)
+        return code, problems
+
+    @property
+    def further(self) -> FurtherItems:
+        """The items that the release was not trained on; `put_item` changes them."""
+        return self._encoder.further
+
     def counts(self, packed: Sequence[bytes]) -> NDArray[np.int64]:
         """How many interests each window has, without encoding it: int64 (B,)."""
         return interest_counts(self._encoder.release, self._columns(packed))
@@ -70,7 +92,7 @@ class WindowEncoder:
     def _columns(self, packed: Sequence[bytes]) -> ClickColumns:
         clicks, counts = click_columns(packed)
         if len(self._row_of_code) < len(self._codes):
-            fresh = self._encoder.release.rows(self._codes.items(len(self._row_of_code)))
+            fresh = self._encoder.rows(self._codes.items(len(self._row_of_code)))
             self._row_of_code = np.concatenate([self._row_of_code, fresh])
         rows = self._row_of_code[clicks["code"]] if len(clicks) else np.zeros(0, np.int32)
         return ClickColumns(np.ascontiguousarray(clicks["timestamp_ms"]), rows, counts)

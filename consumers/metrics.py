@@ -97,6 +97,28 @@ class WorkerMetrics:
             ["reason"],
             registry=registry,
         )
+        self.items = Gauge(
+            "mindstream_items_announced",
+            "Items of which the items topic says something.",
+            registry=registry,
+        )
+        self.items_rejected = Counter(
+            "mindstream_item_records_rejected",
+            "Records of the items topic that say nothing of an item.",
+            ["reason"],
+            registry=registry,
+        )
+        self.items_known = Gauge(
+            "mindstream_items_known",
+            "Items that a release was not trained on and knows by their fields.",
+            ["release"],
+            registry=registry,
+        )
+        self.items_waiting = Gauge(
+            "mindstream_items_waiting",
+            "1 while changes of items are not yet in the interests of all users.",
+            registry=registry,
+        )
         self.batch_clicks = Histogram(
             "mindstream_batch_clicks",
             "Records in a batch.",

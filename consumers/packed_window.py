@@ -44,6 +44,10 @@ class ItemCodes:
             self._utf8.append(utf8)
         return code
 
+    def find(self, item_id: str) -> int | None:
+        """The item's code; None if no window ever held it."""
+        return self._code_of.get(item_id.encode())
+
     def codes_of(self, utf8: Sequence[bytes]) -> NDArray[np.uint32]:
         """The codes of items whose ids are given in UTF-8, new ones for those that are new.
 

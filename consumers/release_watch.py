@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from consumers.served_releases import Served
+from encoder.announced_items import Offsets
 from encoder.errors import Misconfigured, Unavailable
 from encoder.release import Release
 from encoder.release_store import fetch_release
@@ -48,7 +49,7 @@ def fetch_announced(announcement: Announcement, settings: Settings) -> Release:
 class ReleaseWatch:
     """Loads what is announced, on a thread of its own, and says what was withdrawn."""
 
-    def __init__(self, settings: Settings, load: Callable[[Release], Served]) -> None:
+    def __init__(self, settings: Settings, load: Callable[[Release, Offsets], Served]) -> None:
         """Do nothing before `start`.
 
         Args:
@@ -127,7 +128,7 @@ class ReleaseWatch:
         if self._failed[name] > 0:
             return
         try:
-            served = self._load(fetch_announced(announcement, self._settings))
+            served = self._load(fetch_announced(announcement, self._settings), announcement.items)
         except (Misconfigured, Unavailable) as exc:
             # The one in use is served on; without our reports nobody is pointed at this one.
             log.error("release.not_loaded", release=name, error=str(exc))

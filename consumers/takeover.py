@@ -17,6 +17,7 @@ import structlog
 from consumers.click_topic import ClickTopic, Outdated
 from consumers.served_releases import Served, ServedReleases
 from consumers.window_store import WindowStore
+from encoder.announced_items import Offsets
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.release import Release
@@ -42,6 +43,7 @@ class Taken:
         other_releases: announced ones that are not served, in whose collections there may be rows
             of these partitions' users.
         unfilled: served release → partitions yet to be filled for it, while they are served.
+        items: (served release, partition filled before) → what was reported of items.
     """
 
     ends: dict[int, int]
@@ -51,6 +53,7 @@ class Taken:
     expired: int
     other_releases: list[str]
     unfilled: dict[str, list[int]]
+    items: dict[tuple[str, int], Offsets]
 
 
 class Takeover:
@@ -117,7 +120,9 @@ class Takeover:
         self._topic.report_filled(first.name, {p: offsets[p] for p in at_once})
         self._use_when_complete(first.release)
         others = [a.release for a in log.announced if a.release not in self._served]
-        return Taken(ends, recent, restored, filled, expired, others, unfilled)
+        before = [(r.name, p) for r in self._served for p in gained if (r.name, p) in log.filled]
+        items = {one: log.items.get(one, {}) for one in before}
+        return Taken(ends, recent, restored, filled, expired, others, unfilled, items)
 
     def let_go(self, releases: Iterable[str], partitions: Iterable[int]) -> None:
         """Take back reports, since these releases' collections are no longer kept up to date."""

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from consumers.batch_size import BatchSize
 from consumers.click_topic import AssignmentChange, ClickTopic, Outdated
 from consumers.encoding import Encoded
 from consumers.health import Health
+from consumers.item_updates import ItemUpdates, ItemWork
 from consumers.memory import give_back
 from consumers.metrics import WorkerMetrics
 from consumers.packed_window import newest_ms, was_erased, without_old_erasure
@@ -41,7 +42,9 @@ from consumers.window_store import WindowStore
 from consumers.window_wire import to_wires
 from encoder.errors import LeaseRanOut, Misconfigured
 from encoder.interest_index import InterestIndex
+from encoder.item_index import ItemChanges
 from encoder.records import Record
+from encoder.release_topic import report_items
 from encoder.settings import Settings
 
 Step = Literal["polled", "merged", "encoded", "written", "committed"]
@@ -61,6 +64,7 @@ class _Batch:
 
     Attributes:
         encoded: what to write, by release.
+        items: changes of what is retrieved, by release.
         before: the windows that its merging replaced, by partition and user.
         share: the share of rejected records before it.
         member: the membership that its records were polled with.
@@ -76,6 +80,7 @@ class _Batch:
     member: Any
     written_at: float = 0.0
     slowest_s: float = 0.0
+    items: dict[str, ItemChanges] = field(default_factory=dict)
 
 
 class UpdateLoop:
@@ -90,6 +95,7 @@ class UpdateLoop:
         index: InterestIndex,
         takeover: Takeover,
         watch: ReleaseWatch,
+        items: ItemUpdates,
         *,
         metrics: WorkerMetrics,
         health: Health,
@@ -101,6 +107,7 @@ class UpdateLoop:
         Args:
             served: whose collections are written; it is the loop that changes it.
             watch: says which releases to serve, too, and which no longer.
+            items: says what is to be done about items that appear and change.
             clock: seconds since 1970.
             after_step: called when a step is done; fault tests crash in it.
         """
@@ -109,6 +116,9 @@ class UpdateLoop:
         self._store = store
         self._served = served
         self._watch = watch
+        self._items = items
+        for one in served:
+            items.begin_release(one)
         self._index = index
         self._takeover = takeover
         self._metrics = metrics
@@ -161,8 +171,9 @@ class UpdateLoop:
             self.finish()
         in_flight = self._pipeline.in_flight > 0
         wait_s = _OVERLAPPED_POLL_S if in_flight else timeout_s
-        if (due_s := self._backfill.wait_s(time.monotonic())) is not None:
-            wait_s = min(wait_s, due_s)
+        for work in (self._backfill, self._items):
+            if (due_s := work.wait_s(time.monotonic())) is not None:
+                wait_s = min(wait_s, due_s)
         polled, change = self._topic.poll(wait_s, self._batch_size.records)
         self._health.progress()
         if change.gained or change.lost or self._gained:
@@ -247,6 +258,7 @@ class UpdateLoop:
         with self._timed("write", [batch]):
             lease = self._topic.lease_of(batch.member)
             self._write(batch.encoded, batch.decision.erased_users, lease)
+            self._write_items(batch.items, lease)
         batch.written_at = self._clock()
         self._after_step("written")
 
@@ -293,6 +305,7 @@ class UpdateLoop:
             raise failure
         batches = self._pipeline.take_unfinished()
         self._backfill.begin_again()
+        self._items.begin_again()
         for batch in reversed(batches):
             for partition, windows in batch.before.items():
                 if partition in self._store.partitions:
@@ -313,6 +326,7 @@ class UpdateLoop:
             self._unsettled.drop(partition)
             self._settling.drop(partition)
             self._backfill.drop_partition(partition)
+            self._items.drop_partition(partition)
             with suppress(KeyError):  # no lag was ever reported
                 self._metrics.lag.remove(str(partition))
         self._gained = (self._gained - change.lost) | change.gained
@@ -334,6 +348,8 @@ class UpdateLoop:
             settled_at = time.monotonic() + self._settings.worker.session_timeout_s
             for release, partitions in taken.unfilled.items():
                 self._backfill.add(release, partitions, not_before=settled_at)
+            behind = self._items.begin_partitions(self._gained, taken.items)
+            report_items(self._settings.kafka, behind)
             self._metrics.unfilled.set(self._backfill.partitions_left)
             self._metrics.restored.inc(taken.restored)
             self._metrics.backfilled.inc(taken.filled)
@@ -364,7 +380,7 @@ class UpdateLoop:
     def _encode(self, decision: Decision, records: list[Record]) -> dict[str, Encoded]:
         # A predecessor may have written rows for clicks that it did not commit. Until we are past
         # those clicks, the rows in the store may be of windows that we know nothing of.
-        settled = not self._unsettled.apply(records)
+        settled = not self._unsettled.apply(records) and not self._items.unsettled
         changed: dict[str, tuple[bytes, bytes]] = {}  # user → window, window before
         for partition, windows in decision.windows.items():
             for user_id, window in windows.items():
@@ -391,6 +407,12 @@ class UpdateLoop:
             budget_s = ends_at - time.monotonic()
             self._index.forget(erased, self._other_releases, budget_s=budget_s, lease=lease)
 
+    def _write_items(self, items: dict[str, ItemChanges], lease: Callable[[], float]) -> None:
+        ends_at = time.monotonic() + self._settings.worker.step_budget_s
+        for release, changes in items.items():
+            budget_s = ends_at - time.monotonic()
+            self._index.items.change(release, changes, budget_s=budget_s, lease=lease)
+
     def _commit(self, decision: Decision, member: Any) -> None:
         windows = {
             partition: zip(of_partition, self._wires(of_partition), strict=True)
@@ -410,6 +432,8 @@ class UpdateLoop:
         if self._settling.due(now, most=most):
             if self.finish() and (due := self._settling.due(now, most=most)):
                 self._write_again(*due)
+        elif work := self._items.next(time.monotonic()):
+            self._update_items(work)
         elif chunk := self._backfill.next(time.monotonic()):
             self._fill(chunk)
         elif now >= self._expire_at and self.finish():
@@ -434,9 +458,11 @@ class UpdateLoop:
             if not isinstance(event, str):
                 self._served.add(event)
                 self._backfill.add(event.name, self._store.partitions)
+                self._items.begin_release(event)
                 self._other_releases = [r for r in self._other_releases if r != event.name]
             elif self._served.remove(event):
                 self._backfill.drop_release(event)
+                self._items.drop_release(event)
                 self.finish()  # nothing of it is on its way any more
                 self._takeover.let_go([event], self._store.partitions)
                 self._other_releases.append(event)
@@ -455,6 +481,8 @@ class UpdateLoop:
             batch = _Batch([], Decision(), encoded, {}, share, member)
             self._pipeline.submit(batch, len(chunk.user_ids))
             self._metrics.backfilled.inc(len(chunk.user_ids))
+        elif self._items.owes(chunk.release):
+            pass  # readers must not be pointed at it before its items are there
         elif self.finish() and (at := self._topic.position(chunk.partition)) is not None:
             # Between batches the position is what is committed; see `_expire_erasures`.
             with suppress(Outdated):
@@ -464,6 +492,23 @@ class UpdateLoop:
         now = time.monotonic()
         self._backfill.spent(now - began_at, now)
         self._metrics.unfilled.set(self._backfill.partitions_left)
+
+    def _update_items(self, work: ItemWork) -> None:
+        """Write what became of items, behind the batches in flight; see `_fill`."""
+        if work.rows:
+            packed = [self._store.packed(work.partition, user_id) for user_id in work.user_ids]
+            encoded = self._served.encode(work.user_ids, packed, before=None) if packed else {}
+            self._pipeline.wait_for_room(work.rows, self._ahead)
+            share, member = self._rejected_share, self._topic.membership
+            batch = _Batch([], Decision(), encoded, {}, share, member, items=work.items)
+            self._pipeline.submit(batch, work.rows)
+        elif work.report and self.finish() and self._topic.lease_left_s() > 0:
+            report_items(self._settings.kafka, work.report)
+            self._items.reported(work.report)
+        self._items.spent(time.monotonic())
+        self._metrics.items_waiting.set(self._items.busy)
+        for served in self._served:
+            self._metrics.items_known.labels(served.name).set(len(served.encoder.further))
 
     def _show_releases(self) -> None:
         self._metrics.release.clear()

@@ -12,6 +12,8 @@ import structlog
 
 from consumers.click_topic import ClickTopic
 from consumers.health import Health, HealthServer
+from consumers.item_updates import ItemUpdates
+from consumers.item_watch import ItemWatch
 from consumers.memory import bound_heaps, collect_rarely
 from consumers.metrics import WorkerMetrics
 from consumers.release_watch import ReleaseWatch, fetch_announced
@@ -19,8 +21,10 @@ from consumers.served_releases import ServedReleases
 from consumers.takeover import Takeover
 from consumers.update_loop import Step, UpdateLoop
 from consumers.window_store import WindowStore
+from encoder.announced_items import AnnouncedItems
 from encoder.errors import Misconfigured, Unavailable
 from encoder.interest_index import InterestIndex, ReleaseInUse
+from encoder.item_topic import ItemFollower
 from encoder.milvus_client import close_embedded
 from encoder.release_topic import read_releases
 from encoder.settings import Settings
@@ -59,10 +63,49 @@ def run_worker(
         with _opened_index(settings) as index:
             metrics.store_behind.set_function(lambda: index.behind_s)
             store = WindowStore()
-            served = ServedReleases(index, store.codes, threads=settings.worker.encoder_threads)
-            if not _await_releases(settings, served, index, stop, health):
-                return
-            _serve(settings, stop, store, served, index, partitions, metrics, health, after_step)
+            items = AnnouncedItems()
+            follower = ItemFollower(
+                settings.kafka,
+                items,
+                rejected=lambda reason: metrics.items_rejected.labels(reason).inc(),
+            )
+            metrics.items.set_function(lambda: len(items))
+            try:
+                follower.poll(
+                    progress=lambda count: health.waiting_for(f"reading items: {count}"),
+                    stopping=stop.is_set,
+                )
+                served = ServedReleases(
+                    index,
+                    store.codes,
+                    threads=settings.worker.encoder_threads,
+                    items=items,
+                    read_items=lambda: follower.poll(stopping=stop.is_set),
+                )
+                if not _await_releases(settings, served, index, stop, health):
+                    return
+                share = settings.worker.backfill_share
+                updates = ItemUpdates(items, served, store, partitions=partitions, share=share)
+                watch = ItemWatch(follower)
+                watch.start()
+                try:
+                    _serve(
+                        settings,
+                        stop,
+                        store,
+                        served,
+                        index,
+                        partitions,
+                        metrics,
+                        health,
+                        after_step,
+                        updates,
+                        watch,
+                    )
+                finally:
+                    watch.close()
+            finally:
+                follower.close()
     finally:
         server.close()
         log.info("worker.stopped")
@@ -78,6 +121,8 @@ def _serve(
     metrics: WorkerMetrics,
     health: Health,
     after_step: Callable[[Step], None],
+    updates: ItemUpdates,
+    items: ItemWatch,
 ) -> None:
     topic = ClickTopic(settings)
     watch = ReleaseWatch(settings, served.load)
@@ -100,6 +145,7 @@ def _serve(
             index,
             takeover,
             watch,
+            updates,
             metrics=metrics,
             health=health,
             after_step=after_step,
@@ -111,6 +157,7 @@ def _serve(
         watch.start(set(names))
         try:
             while not stop.is_set():
+                items.check()
                 loop.turn(_POLL_S)
             loop.finish()
         finally:
@@ -142,7 +189,7 @@ def _await_releases(
             for place, one in enumerate(order):
                 health.waiting_for(f"release {one.release}")
                 try:
-                    served.add(served.load(fetch_announced(one, settings)))
+                    served.add(served.load(fetch_announced(one, settings), one.items))
                 except (Misconfigured, Unavailable) as exc:
                     if place == 0:
                         raise

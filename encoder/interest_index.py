@@ -13,6 +13,7 @@ from pymilvus import DataType
 
 from encoder.click import MAX_ID_BYTES
 from encoder.interests import InterestRows, interest_key
+from encoder.item_index import ItemIndex, items_of
 from encoder.milvus_store import (
     MOST_ROWS,
     Consistency,
@@ -88,6 +89,7 @@ class InterestIndex:
                 before it waits for them; None for as far as they are.
         """
         self._store = MilvusStore(settings)
+        self.items = ItemIndex(self._store)
         self._max_behind_s = max_behind_s
         self._paces: dict[str, Pace] = {}
 
@@ -112,16 +114,19 @@ class InterestIndex:
         self._store.create(
             _interests(release), ("id", _KEY_BYTES), _INTEREST_SCALARS, width, index_type=searched
         )
-        self._store.create(_items(release), ("item_id", MAX_ID_BYTES), {}, width, index_type="FLAT")
+        self._store.create(
+            items_of(release), ("item_id", MAX_ID_BYTES), {}, width, index_type="FLAT"
+        )
 
     def has_release(self, release: str) -> bool:
         """Whether both collections of a release exist."""
-        return self._store.exist(_interests(release), _items(release))
+        return self._store.exist(_interests(release), items_of(release))
 
     def drop_release(self, release: str) -> None:
         """Drop a release's collections; absent ones are no error."""
         self._store.drop(_interests(release))
-        self._store.drop(_items(release))
+        self._store.drop(items_of(release))
+        self.items.drop(release)
 
     def release_in_use(self) -> ReleaseInUse | None:
         """What readers should read, None before the first release."""
@@ -248,9 +253,9 @@ class InterestIndex:
             some = item_ids[start : start + _ITEMS_AT_ONCE]
             columns = {"item_id": some, "vector": vectors[start : start + _ITEMS_AT_ONCE]}
             deadline = time.monotonic() + _WRITE_BUDGET_S
-            self._store.upsert(_items(release), columns, deadline=deadline)
+            self._store.upsert(items_of(release), columns, deadline=deadline)
             yield start + len(some)
-        self._store.flush(_items(release))
+        self._store.flush(items_of(release))
 
     # Reads ---------------------------------------------------------------------------------
 
@@ -299,19 +304,19 @@ class InterestIndex:
 
     def all_items(self, release: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Every item of a release with its vector, float32 (D,)."""
-        for row in self._store.rows(_items(release), "item_id", ["vector"]):
+        for row in self._store.rows(items_of(release), "item_id", ["vector"]):
             yield row["item_id"], np.asarray(row["vector"], np.float32)
 
     def count(self, collection: Literal["interests", "items"], release: str) -> int:
         """Rows of one of a release's collections, strongly consistent."""
-        name = _interests(release) if collection == "interests" else _items(release)
+        name = _interests(release) if collection == "interests" else items_of(release)
         return self._store.count(name)
 
     def nearest_items(
         self, release: str, vectors: NDArray[np.float32], limit: int, consistency: Consistency
     ) -> list[list[Hit]]:
         """The items nearest to each of n vectors (n, D) by inner product, best first."""
-        found = self._store.search(_items(release), vectors, limit, "item_id", consistency)
+        found = self._store.search(items_of(release), vectors, limit, "item_id", consistency)
         return [[Hit(*hit) for hit in hits] for hits in found]
 
     def nearest_users(
@@ -336,16 +341,12 @@ class InterestIndex:
     ) -> dict[str, NDArray[np.float32]]:
         """Vectors, float32 (D,), of those items that the release knows."""
         fields = ["item_id", "vector"]
-        found = self._store.get(_items(release), "item_id", item_ids, fields, consistency)
+        found = self._store.get(items_of(release), "item_id", item_ids, fields, consistency)
         return {row["item_id"]: np.asarray(row["vector"], np.float32) for row in found}
 
 
 def _interests(release: str) -> str:
     return f"interests_{release}"
-
-
-def _items(release: str) -> str:
-    return f"items_{release}"
 
 
 def _interest(row: Row) -> Interest:

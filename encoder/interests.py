@@ -129,13 +129,12 @@ def compute_interests(
     exemplar_rows = rows[owner, batch.exemplars[owner, slot]]
     # reduceat would need care with empty windows; the newest click is simply the last of its run.
     newest = clicks.timestamps_ms[np.cumsum(clicks.counts)[owner] - 1]
-    item_ids = release.item_ids
     return (
         InterestRows(
             user_ids=[user_ids[user] for user in owner.tolist()],
             slots=slot.astype(np.int64),
             weights=batch.weights[owner, slot],
-            exemplars=[item_ids[row - 1] for row in exemplar_rows.tolist()],
+            exemplars=encoder.item_ids(exemplar_rows.tolist()),
             updated_at=newest.astype(np.int64),
             vectors=batch.vectors[owner, slot],
         ),

@@ -246,17 +246,38 @@ class MilvusStore:
             )
         return found
 
-    def rows(self, name: str, key: str, fields: Sequence[str]) -> Iterator[Row]:
-        """Every row written before the call, in the order of the key."""
+    def rows(
+        self,
+        name: str,
+        key: str,
+        fields: Sequence[str],
+        *,
+        where: str = "",
+        consistency: Consistency = "Strong",
+    ) -> Iterator[Row]:
+        """Every row written before the call, in the order of the key.
+
+        Args:
+            name: of the collection.
+            key: the primary key's field.
+            fields: to read beside it.
+            where: only rows for which this holds, in Milvus's language.
+            consistency: without `Strong`, rows that were written a moment ago may be missing.
+        """
         # The flag of pymilvus's iterators makes pages come in the order of the key, on Lite too. It
         # also drops the consistency level, so let one strong read wait for all writes first.
-        self.count(name)
+        if consistency == "Strong":
+            self.count(name)
+        else:
+            with self._translated(f"reading {name}"):
+                self._load(name)
+        further = f" and ({where})" if where else ""
         last = ""
         while True:
             with self._translated(f"reading {name}"):
                 page = self._client.query(
                     name,
-                    filter=f"{key} > {_quoted(last)}",
+                    filter=f"{key} > {_quoted(last)}{further}",
                     output_fields=[key, *fields],
                     limit=MOST_ROWS,
                     iterator="True",

@@ -3,13 +3,15 @@
 B users, L window length, K interests, D vector width.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from encoder.further_items import FurtherItems
 from encoder.release import Release, ReleaseError
 
 INPUTS: Final = ("items", "rows", "ages")
@@ -18,6 +20,8 @@ CHUNK_USERS: Final = 128
 """Users per call of the graph: keeps its tensors in cache and its memory bounded."""
 LENGTH_STEP: Final = 8
 """Windows are padded to a multiple of this, so that the graph sees few distinct shapes."""
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,11 @@ class MindEncoder:
     """Encodes windows with a release's graph and item table.
 
     A user's result has the same bits alone or among others and whatever the padding. `encode` may
-    be called from several threads; it releases the interpreter lock while the graph runs.
+    be called from several threads, while nothing is put into `further`; it releases the interpreter
+    lock while the graph runs.
+
+    Attributes:
+        further: items that the release was not trained on, and that it can encode all the same.
     """
 
     def __init__(self, release: Release, threads: int = 1) -> None:
@@ -78,13 +86,27 @@ class MindEncoder:
         self._shape = release.manifest.interests, release.manifest.width
         self._window_length = release.manifest.window_length
         self.release = release
+        self.further = FurtherItems(release)
+
+    def rows(self, item_ids: Iterable[str]) -> npt.NDArray[np.int32]:
+        """Rows of the given items, int32, in the order given; unknown items get row 0."""
+        own, further = self.release.row_of, self.further
+        found = (own.get(item_id) or further.row(item_id) for item_id in item_ids)
+        return np.fromiter(found, np.int32)
+
+    def item_ids(self, rows: Iterable[int]) -> list[str]:
+        """The items in the given rows, none of which is 0."""
+        own: Sequence[str] = self.release.item_ids
+        count = len(own)
+        return [own[row - 1] if row <= count else self.further.item_id(row) for row in rows]
 
     def encode(self, rows: npt.NDArray[np.integer], ages: npt.NDArray[np.float32]) -> InterestBatch:
         """Encode B windows.
 
         Args:
-            rows: int32 or int64 (B, L), rows of the item table, oldest click first, padded at the
-                end with 0; unknown items are 0 too. L is at most the release's window length.
+            rows: int32 or int64 (B, L), rows of the item table or of `further`, oldest click first,
+                padded at the end with 0; unknown items are 0 too. L is at most the release's window
+                length.
             ages: float32 (B, L), seconds between each click and the window's newest.
 
         Raises:
@@ -123,10 +145,14 @@ class MindEncoder:
         return batch
 
     def _run(
-        self, rows: npt.NDArray[np.generic], ages: npt.NDArray[np.generic]
+        self, rows: npt.NDArray[np.integer], ages: npt.NDArray[np.generic]
     ) -> list[npt.NDArray[np.generic]]:
+        table = self._table
+        # The mapped table is never copied: a chunk that has other rows gets a table of its own.
+        if (part := self.further.table_of(rows)) is not None:
+            table, rows = ort.OrtValue.ortvalue_from_numpy(part[0]), part[1]
         feeds = {
-            "items": self._table,
+            "items": table,
             "rows": ort.OrtValue.ortvalue_from_numpy(rows),
             "ages": ort.OrtValue.ortvalue_from_numpy(ages),
         }
@@ -148,9 +174,9 @@ class MindEncoder:
                 f"windows of {length} clicks, but release {self.release.name} reads at most "
                 f"{self._window_length}"
             )
-        if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < len(self._items):
+        if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < self.further.end:
             raise ValueError(
-                f"rows must be 0..{len(self._items) - 1} in release {self.release.name}, got "
+                f"rows must be 0..{self.further.end - 1} in release {self.release.name}, got "
                 f"{rows.min()}..{rows.max()}"
             )
         return users, length
@@ -174,8 +200,8 @@ def _session(release: Release, options: ort.SessionOptions) -> ort.InferenceSess
 
 
 def _padded(
-    values: npt.NDArray[np.generic], length: int, dtype: type[np.generic]
-) -> npt.NDArray[np.generic]:
+    values: npt.NDArray[np.generic], length: int, dtype: type[_Number]
+) -> npt.NDArray[_Number]:
     out = np.zeros((len(values), length), dtype)
     out[:, : values.shape[1]] = values
     return out

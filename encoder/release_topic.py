@@ -6,18 +6,21 @@ partition are in the release's collection, and are kept up to date by the partit
 owner that does not serve the release takes the report back first, since it will not keep that
 collection up to date. The key `used/<name>` says since when readers have read a release, or did.
 The key `dropping/<name>` stands from its withdrawal until its collections are gone.
+The key `items/<name>/<partition>` says up to which offsets of the items topic the rows of that
+partition's users take items into account; it goes with the report of that partition.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from encoder.announced_items import Offsets
 from encoder.errors import Misconfigured, Unavailable
 from encoder.kafka_client import open_reader, producer, read_to_end, translated
 from encoder.settings import KafkaSettings
@@ -26,6 +29,7 @@ _RELEASE: Final = "release/"
 _FILLED: Final = "filled/"
 _USED: Final = "used/"
 _DROPPING: Final = "dropping/"
+_ITEMS: Final = "items/"
 _TIMEOUT_S: Final = 30.0
 _POLL_MS: Final = 200
 
@@ -33,12 +37,24 @@ _Record = TypeVar("_Record", bound=BaseModel)
 
 
 class Announcement(BaseModel):
-    """A release that workers may serve: its name and where its folder is (any fsspec URL)."""
+    """A release that workers may serve: its name and where its folder is (any fsspec URL).
+
+    Attributes:
+        items: by partition of the items topic, the next offset: its collection of items was written
+            with all that lies before it taken into account.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     release: str
     url: str
+    items: dict[int, int] = {}
+
+
+class _ItemsSeen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    offsets: dict[int, int]
 
 
 class Use(BaseModel):
@@ -65,12 +81,14 @@ class ReleaseLog:
         filled: (release, partition) pairs that are reported and not taken back.
         used: when readers were pointed at a release, the last time for each, oldest first.
         dropping: releases that were withdrawn, and whose collections may still be there.
+        items: (release, partition) → next offsets of the items topic.
     """
 
     announced: tuple[Announcement, ...]
     filled: frozenset[tuple[str, int]]
     used: tuple[Use, ...] = ()
     dropping: tuple[str, ...] = ()
+    items: Mapping[tuple[str, int], Offsets] = field(default_factory=dict)
 
     def announcement(self, release: str) -> Announcement | None:
         """Of a release that was announced and not withdrawn."""
@@ -149,6 +167,7 @@ class _State:
         self._filled: set[tuple[str, int]] = set()
         self._used: dict[str, Use] = {}
         self._dropping: dict[str, None] = {}
+        self._items: dict[tuple[str, int], Offsets] = {}
 
     @property
     def log(self) -> ReleaseLog:
@@ -157,6 +176,7 @@ class _State:
             frozenset(self._filled),
             tuple(self._used.values()),
             tuple(self._dropping),
+            dict(self._items),
         )
 
     def apply(self, record: Any) -> None:
@@ -178,6 +198,11 @@ class _State:
             self._dropping.pop(release, None)
             if record.value is not None:
                 self._dropping[release] = None
+        elif key.startswith(_ITEMS):
+            release, _, number = key.removeprefix(_ITEMS).rpartition("/")
+            self._items.pop((release, int(number)), None)
+            if record.value is not None:
+                self._items[release, int(number)] = self._parsed(_ItemsSeen, record).offsets
 
     def _parsed(self, kind: type[_Record], record: Any) -> _Record:
         try:
@@ -232,7 +257,18 @@ def filled_reports(release: str, partitions: Iterable[int]) -> list[tuple[bytes,
 
 def take_back(settings: KafkaSettings, reports: set[tuple[str, int]]) -> None:
     """Withdraw reports, since their collections will no longer be kept up to date."""
-    _write(settings, [(_filled_key(release, partition), None) for release, partition in reports])
+    keys = [key for report in reports for key in (_filled_key(*report), _items_key(*report))]
+    _write(settings, [(key, None) for key in keys])
+
+
+def report_items(settings: KafkaSettings, seen: Mapping[tuple[str, int], Offsets]) -> None:
+    """Report up to where items are taken into account, by release and partition of users."""
+    notes = {report: _ItemsSeen(offsets=dict(offsets)) for report, offsets in seen.items()}
+    _write(settings, [(_items_key(*r), n.model_dump_json().encode()) for r, n in notes.items()])
+
+
+def _items_key(release: str, partition: int) -> bytes:
+    return f"{_ITEMS}{release}/{partition}".encode()
 
 
 def _filled_key(release: str, partition: int) -> bytes:

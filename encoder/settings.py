@@ -90,6 +90,7 @@ class KafkaSettings(_Section):
     windows_topic: Topic = "mindstream.windows"
     dead_letters_topic: Topic = "mindstream.dead-letters"
     releases_topic: Topic = "mindstream.releases"
+    items_topic: Topic = "mindstream.items"
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> Self:
@@ -100,9 +101,9 @@ class KafkaSettings(_Section):
                 " and sasl_password"
             )
         names = [self.clicks_topic, self.windows_topic, self.dead_letters_topic]
-        names.append(self.releases_topic)
+        names += [self.releases_topic, self.items_topic]
         if len(set(names)) < len(names):
-            raise ValueError("the four topics must have different names")
+            raise ValueError("the five topics must have different names")
         return self
 
 
@@ -231,6 +232,8 @@ class TrainerSettings(_Section):
             cache if None.
         horizon_days: clicks of the topic that are older are not trained on, and are dropped from
             the cache; those that the topic no longer has if None.
+        item_fields: name of each field of the items topic that items are made of, to its kind: a
+            text's `words`, one or several values (`value`), or a number's `band`.
     """
 
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -242,6 +245,7 @@ class TrainerSettings(_Section):
     buffer_clicks: Annotated[int, Field(ge=1000)] = 10_000_000
     click_cache: str | None = None
     horizon_days: Annotated[float, Field(gt=0)] | None = None
+    item_fields: dict[str, Literal["value", "words", "band"]] = {}
 
 
 class LogSettings(_Section):

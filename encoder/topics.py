@@ -13,14 +13,17 @@ _LONGEST_SEGMENT_MS: Final = 7 * 86_400_000
 # that lies there, however often a user was written. Kafka's own default is 1 GiB; a segment must
 # hold the largest record.
 _WINDOWS_SEGMENT_BYTES: Final = MAX_RECORD_BYTES
+# A release that is trained later must hear of a withdrawal, too: it is never compacted away.
+_FOR_EVER_MS: Final = 100 * 365 * 86_400_000
 
 
 def create_topics(settings: Settings, *, partitions: int, replication: int) -> list[str]:
-    """Create those of the four topics that do not exist yet.
+    """Create those of the five topics that do not exist yet.
 
     Args:
         settings: names of the topics, and the retention of clicks and of dead letters.
-        partitions: of the clicks and of the windows topic, which must have the same number.
+        partitions: of the clicks and of the windows topic, which must have the same number, and of
+            the items topic.
         replication: copies of every partition; 3 in production, 1 on a single broker.
 
     Returns:
@@ -39,6 +42,7 @@ def create_topics(settings: Settings, *, partitions: int, replication: int) -> l
         ),
         kafka.dead_letters_topic: (1, dead_letters | large),
         kafka.releases_topic: (1, compacted),
+        kafka.items_topic: (partitions, compacted | {"delete.retention.ms": str(_FOR_EVER_MS)}),
     }
     with translated("creating topics", kafka), admin_client(kafka) as admin:
         existing = set(admin.list_topics())
@@ -77,6 +81,7 @@ def check_topics(settings: KafkaSettings) -> int:
         settings.windows_topic,
         settings.dead_letters_topic,
         settings.releases_topic,
+        settings.items_topic,
     ]
     with translated("looking at the topics", settings), admin_client(settings) as admin:
         existing = set(admin.list_topics())

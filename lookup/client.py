@@ -83,7 +83,7 @@ class Lookup:
         self._index = InterestIndex(settings)
         self._consistency: Consistency = consistency
         self._items_in_memory = items_in_memory
-        self._tables = ItemTables(self._load_items)
+        self._tables = ItemTables(self._load_items, self._changed_items)
         self._in_use: ReleaseInUse | None = None
         self._in_use_read_at = 0.0
 
@@ -220,4 +220,12 @@ class Lookup:
                 return None
             item_ids.append(item_id)
             vectors.append(vector)
-        return ItemTable(item_ids, np.stack(vectors)) if vectors else None
+        if not vectors:
+            return None
+        table = ItemTable(item_ids, np.stack(vectors))
+        # What came while it was loaded may be in it or not.
+        return self._changed_items(release, table) or table
+
+    def _changed_items(self, release: str, table: ItemTable) -> ItemTable | None:
+        changes = self._index.items.changes_since(release, table.seen, self._consistency)
+        return None if changes is None else table.with_changes(changes)

@@ -2,7 +2,7 @@
 
 A catalogue of 100,000 items of width 64 takes 26 MB, and comparing a user's interests with all of
 them takes less time than asking a store to: what is left of a look-up is one read by key. Until a
-release's items are here, its store is asked.
+release's items are here, its store is asked; from then on it is asked what changed, every second.
 """
 
 from __future__ import annotations
@@ -10,22 +10,27 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
+from functools import cached_property
 from typing import Final
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from encoder.announced_items import Offsets
 from encoder.errors import Misconfigured, Unavailable
 from encoder.interest_index import Hit
+from encoder.item_index import ItemChanges, seen_of
 
 _RETRY_AFTER_S: Final = 60.0
+_FOLLOW_S: Final = 1.0
 
 log = structlog.get_logger()
 
 
 class ItemTable:
-    """Items of one release."""
+    """Items of one release, some of them added since it was loaded. Does not change."""
 
     def __init__(self, item_ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Keep them.
@@ -36,31 +41,88 @@ class ItemTable:
         """
         self._item_ids = item_ids
         self._columns = np.ascontiguousarray(vectors.T)
+        self._seen: Offsets = {}
+        self._added: dict[str, NDArray[np.float32]] = {}
+        self._out = np.zeros(0, np.int64)  # rows of items that were withdrawn, or changed
+        self._added_ids: list[str] = []
+        self._added_columns = self._columns[:, :0]
+
+    def __len__(self) -> int:
+        return len(self._item_ids) - len(self._out) + len(self._added)
+
+    def __contains__(self, item_id: object) -> bool:
+        if item_id in self._added:
+            return True
+        row = self._row_of.get(item_id) if isinstance(item_id, str) else None
+        return row is not None and row not in self._out
+
+    @property
+    def seen(self) -> Offsets:
+        """By partition of the items topic, the offset of the next change to see."""
+        return self._seen
+
+    def with_changes(self, changes: ItemChanges) -> ItemTable:
+        """The table after some changes; shares with this one what did not change."""
+        rows = [row for one in changes.item_ids if (row := self._row_of.get(one)) is not None]
+        after = copy(self)
+        after._out = np.union1d(self._out, np.array(rows, np.int64))
+        after._seen = seen_of(changes, self._seen)
+        after._added = dict(self._added)
+        for place, item_id in enumerate(changes.item_ids):
+            after._added.pop(item_id, None)
+            if not changes.withdrawn[place]:
+                after._added[item_id] = changes.vectors[place]
+        after._added_ids = list(after._added)
+        if after._added:
+            after._added_columns = np.stack(list(after._added.values()), axis=1)
+        else:
+            after._added_columns = self._columns[:, :0]
+        return after
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {item_id: row for row, item_id in enumerate(self._item_ids)}
 
     def nearest(self, vectors: NDArray[np.float32], limit: int) -> list[list[Hit]]:
         """The items nearest to each of n vectors (n, D) by inner product, best first."""
-        limit = min(limit, len(self._item_ids))
+        limit = min(limit, len(self))
         if not limit:
             return [[] for _ in vectors]
-        return [self._best(scores, limit) for scores in vectors @ self._columns]
+        scores = vectors @ self._columns
+        scores[:, self._out] = -np.inf
+        if self._added_ids:
+            scores = np.concatenate([scores, vectors @ self._added_columns], axis=1)
+        return [self._best(of_one, limit) for of_one in scores]
 
     def _best(self, scores: NDArray[np.float32], limit: int) -> list[Hit]:
         rows = np.argpartition(scores, len(scores) - limit)[-limit:]
         rows = rows[np.argsort(-scores[rows])]
-        return [Hit(self._item_ids[row], float(scores[row])) for row in rows.tolist()]
+        return [Hit(self._item_id(row), float(scores[row])) for row in rows.tolist()]
+
+    def _item_id(self, row: int) -> str:
+        own = len(self._item_ids)
+        return self._item_ids[row] if row < own else self._added_ids[row - own]
 
 
 class ItemTables:
     """Has the table of the newest release it was asked to load, once that is loaded."""
 
-    def __init__(self, load: Callable[[str, Callable[[], bool]], ItemTable | None]) -> None:
+    def __init__(
+        self,
+        load: Callable[[str, Callable[[], bool]], ItemTable | None],
+        changed: Callable[[str, ItemTable], ItemTable | None] = lambda release, table: None,
+    ) -> None:
         """Load nothing yet.
 
         Args:
             load: makes the table of a release, None where there shall be none; is given what tells
                 that it need not go on.
+            changed: the table of a release as it is now, None if it is as it was.
         """
         self._load = load
+        self._changed = changed
+        self._loading = False
+        self._moved = threading.Event()
         self._lock = threading.Lock()
         self._wanted: str | None = None
         self._loaded: tuple[str, ItemTable | None] | None = None
@@ -76,6 +138,8 @@ class ItemTables:
             if self._closed or (release == self._wanted and not again):
                 return
             self._wanted, self._failed_at = release, None
+            self._moved.set()
+            self._loading = True
             self._thread = threading.Thread(
                 target=self._run, args=(release, self._thread), name="items", daemon=True
             )
@@ -89,12 +153,13 @@ class ItemTables:
     @property
     def loading(self) -> bool:
         """Whether a release's items are on their way."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._loading
 
     def close(self) -> None:
         """Load no more."""
         with self._lock:
             self._closed = True
+            self._moved.set()
             thread = self._thread
         if thread is not None:
             thread.join()
@@ -105,11 +170,28 @@ class ItemTables:
 
         if before is not None:
             before.join()
+        self._moved.clear()
         try:
             table = self._load(release, superseded)
         except (Unavailable, Misconfigured) as exc:
             log.warning("items.not_loaded", release=release, error=str(exc))
             self._failed_at = time.monotonic()
+            self._loading = superseded()
             return
         if not superseded():
             self._loaded = release, table
+            self._loading = False
+            if table is not None:
+                self._follow(release, table, superseded)
+
+    def _follow(self, release: str, table: ItemTable, superseded: Callable[[], bool]) -> None:
+        while not superseded():
+            try:
+                changed = self._changed(release, table)
+            except (Unavailable, Misconfigured) as exc:
+                log.warning("items.not_followed", release=release, error=str(exc))
+                changed = None
+            if changed is not None and not superseded():
+                table = changed
+                self._loaded = release, table
+            self._moved.wait(_FOLLOW_S)

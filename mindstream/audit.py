@@ -12,17 +12,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from encoder.announced_items import AnnouncedItems
 from encoder.click import Click, Erasure
 from encoder.click_history import RejectedRecord, read_click_topic
 from encoder.dead_letter_topic import DeadLetter, put_back_offsets, read_dead_letters
 from encoder.interest_index import Interest, InterestIndex
 from encoder.interests import ClickColumns, InterestRows, compute_interests, interest_key
+from encoder.item_record import ItemRecord
+from encoder.item_topic import ItemFollower
 from encoder.mind_encoder import MindEncoder
-from encoder.release import Release
 from encoder.settings import Settings
 from encoder.topics import check_topics
 from encoder.window import NEVER, Window, window_of
@@ -50,6 +53,7 @@ class Audit:
         different: keys whose row differs in any field or any bit of its vector.
         unset_aside: rejected records without a dead letter, as partition@offset.
         set_aside_again: dead letters beyond the one that each rejected record has.
+        wrong_items: items that are retrieved and should not be, or not and should, or otherwise.
     """
 
     clicks: int = 0
@@ -64,6 +68,7 @@ class Audit:
     different: list[str] = field(default_factory=list)
     unset_aside: list[str] = field(default_factory=list)
     set_aside_again: list[str] = field(default_factory=list)
+    wrong_items: list[str] = field(default_factory=list)
 
     @property
     def wrong_rows(self) -> int:
@@ -74,7 +79,7 @@ class Audit:
     def differences(self) -> int:
         """All that is not as it should be."""
         letters = len(self.unset_aside) + len(self.set_aside_again)
-        return len(self.wrong_windows) + self.wrong_rows + letters
+        return len(self.wrong_windows) + self.wrong_rows + letters + len(self.wrong_items)
 
     def report(self) -> str:
         """One line, with examples of what is wrong."""
@@ -89,6 +94,7 @@ class Audit:
             "different",
             "unset_aside",
             "set_aside_again",
+            "wrong_items",
         ):
             found: list[str] = getattr(self, name)
             if found:
@@ -132,13 +138,17 @@ def fold(settings: Settings, audit: Audit) -> dict[str, Window]:
     }
 
 
-def columns_of(release: Release, windows: Iterable[Window]) -> ClickColumns:
-    """Windows as the encoder's columns."""
+class _Rows(Protocol):
+    def rows(self, item_ids: Iterable[str]) -> NDArray[np.int32]: ...
+
+
+def columns_of(items: _Rows, windows: Iterable[Window]) -> ClickColumns:
+    """Windows as the encoder's columns, by what knows which item has which row."""
     windows = list(windows)
     clicks = [click for window in windows for click in window.clicks]
     return ClickColumns(
         timestamps_ms=np.array([timestamp for timestamp, _ in clicks], np.int64),
-        rows=release.rows(item for _, item in clicks),
+        rows=items.rows(item for _, item in clicks),
         counts=np.array([len(window.clicks) for window in windows], np.int64),
     )
 
@@ -148,7 +158,7 @@ def encode_windows(encoder: MindEncoder, windows: dict[str, Window]) -> Iterator
     users = iter(windows.items())
     while chunk := list(islice(users, _ENCODE_USERS)):
         user_ids, of_chunk = zip(*chunk, strict=True)
-        rows, _ = compute_interests(encoder, user_ids, columns_of(encoder.release, of_chunk))
+        rows, _ = compute_interests(encoder, user_ids, columns_of(encoder, of_chunk))
         yield rows
 
 
@@ -162,10 +172,42 @@ def audit_store(
     """Compare windows, dead letters and every row of a release's interests with the fold.
 
     The topic must hold every click since the first, be consumed to its end, and take no click
-    meanwhile.
+    meanwhile. Where an item is announced meanwhile, all is compared once more if anything differs.
+
+    Args:
+        settings: where everything is.
+        index: the store.
+        encoder: of the release; what the items topic says is put into it.
+        notify: is told what is being done.
     """
+    notify("reading every item")
+    items = AnnouncedItems()
+    follower = ItemFollower(settings.kafka, items)
+    try:
+        follower.poll()
+        found = _audit(settings, index, encoder, items, notify)
+        before = items.offsets
+        follower.poll()
+        if not found.differences or items.offsets == before:
+            return found
+        return _audit(settings, index, encoder, items, notify)
+    finally:
+        follower.close()
+
+
+def _audit(
+    settings: Settings,
+    index: InterestIndex,
+    encoder: MindEncoder,
+    items: AnnouncedItems,
+    notify: Callable[[str], None],
+) -> Audit:
     audit = Audit()
     release = encoder.release
+    said = items.since({})
+    for record in said:
+        encoder.further.put(record.item_id, record.fields())
+    audit.wrong_items = _wrong_items(index, encoder, said)
     notify("reading every click")
     windows = fold(settings, audit)
     audit.users = len(windows)
@@ -186,6 +228,22 @@ def audit_store(
                 audit.different.append(key)
     audit.unexpected.extend(stored)
     return audit
+
+
+def _wrong_items(
+    index: InterestIndex, encoder: MindEncoder, said: Iterable[ItemRecord]
+) -> list[str]:
+    """Items that the store retrieves otherwise than the items topic and the release have it."""
+    release, further = encoder.release, encoder.further
+    withdrawn = {record.item_id for record in said if record.withdrawn}
+    expected = (release.row_of.keys() | set(further)) - withdrawn
+    wrong: list[str] = []
+    for item_id, vector in index.all_items(release.name):
+        known = further.vector(item_id) if item_id in expected else None
+        if known is None or known.tobytes() != vector.tobytes():
+            wrong.append(item_id)
+        expected.discard(item_id)
+    return wrong + sorted(expected)
 
 
 def _compare_windows(settings: Settings, expected: dict[str, Window], audit: Audit) -> None:

@@ -1,7 +1,8 @@
 """Proof that the interests of a release are those of the windows: a sample, bit for bit.
 
 Clicks go on while it is taken. A worker writes rows before it commits their windows, so a user who
-is being clicked may be ahead in the store for a moment; whoever differs is looked at again.
+is being clicked may be ahead in the store for a moment; whoever differs is looked at again. Items
+may be announced meanwhile, too: where a window holds one, everything is read and compared again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Final
 
@@ -22,8 +24,10 @@ from pydantic import BaseModel, ConfigDict
 from consumers.encoding import WindowEncoder
 from consumers.packed_window import ItemCodes, unpack
 from consumers.window_wire import from_wires
+from encoder.announced_items import AnnouncedItems
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
+from encoder.item_topic import ItemFollower
 from encoder.mind_encoder import MindEncoder
 from encoder.release import Release
 from encoder.settings import Settings
@@ -108,51 +112,52 @@ def certify(
     began_at = time.monotonic()
     seed = random.SystemRandom().getrandbits(32) if seed is None else seed
     progress("reading every window")
-    state = _Windows(settings, release, partitions)
-    state.read()
-    drawn = state.draw(sample, random.Random(seed))  # noqa: S311  to be drawn again by its seed
-    deadline = time.monotonic() + within_s
-    wrong = drawn
-    agreed: dict[str, bytes] = {}
-    while True:
-        progress(f"comparing {len(wrong)} of {len(drawn)} users")
-        wrong = [
-            user_id
-            for some in _batched(wrong)
-            for user_id in _different(index, release, state, some, agreed)
-        ]
-        settled = [user_id for user_id in wrong if state.settled(user_id)]
-        rows = index.count("interests", release.name)
-        surplus = abs(rows - state.rows)
-        counts_agree = surplus <= release.manifest.interests * state.moving_users
-        if not wrong and counts_agree:
-            break
-        enough = len(agreed) >= _MOST * len(drawn)
-        if not settled and enough and counts_agree and time.monotonic() > deadline:
-            break
-        if time.monotonic() > deadline:
-            raise NotFilled(_what_is_wrong(release.name, wrong, rows, state.rows))
-        time.sleep(_AGAIN_S)
+    with closing(_Windows(settings, release, partitions)) as state:
         state.read()
-    drew(state.windows(drawn))
-    digest = hashlib.sha256()
-    for user_id in sorted(agreed):
-        digest.update(agreed[user_id])
-    return Certificate(
-        release=release.name,
-        by=f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}",
-        at=datetime.now(UTC),
-        seconds=round(time.monotonic() - began_at, 3),
-        partitions=partitions,
-        users=state.users,
-        rows=rows,
-        rows_expected=state.rows,
-        sampled=len(agreed),
-        moving=len(wrong),
-        seed=seed,
-        rows_sha256=digest.hexdigest(),
-        files={name: record.sha256 for name, record in release.manifest.files.items()},
-    )
+        drawn = state.draw(sample, random.Random(seed))  # noqa: S311  to be drawn again by its seed
+        deadline = time.monotonic() + within_s
+        wrong = drawn
+        agreed: dict[str, bytes] = {}
+        while True:
+            progress(f"comparing {len(wrong)} of {len(drawn)} users")
+            wrong = [
+                user_id
+                for some in _batched(wrong)
+                for user_id in _different(index, release, state, some, agreed)
+            ]
+            settled = [user_id for user_id in wrong if state.settled(user_id)]
+            rows = index.count("interests", release.name)
+            surplus = abs(rows - state.rows)
+            counts_agree = surplus <= release.manifest.interests * state.moving_users
+            if not wrong and counts_agree:
+                break
+            enough = len(agreed) >= _MOST * len(drawn)
+            if not settled and enough and counts_agree and time.monotonic() > deadline:
+                break
+            if time.monotonic() > deadline:
+                raise NotFilled(_what_is_wrong(release.name, wrong, rows, state.rows))
+            time.sleep(_AGAIN_S)
+            if state.read():
+                wrong, agreed = drawn, {}
+        drew(state.windows(drawn))
+        digest = hashlib.sha256()
+        for user_id in sorted(agreed):
+            digest.update(agreed[user_id])
+        return Certificate(
+            release=release.name,
+            by=f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}",
+            at=datetime.now(UTC),
+            seconds=round(time.monotonic() - began_at, 3),
+            partitions=partitions,
+            users=state.users,
+            rows=rows,
+            rows_expected=state.rows,
+            sampled=len(agreed),
+            moving=len(wrong),
+            seed=seed,
+            rows_sha256=digest.hexdigest(),
+            files={name: record.sha256 for name, record in release.manifest.files.items()},
+        )
 
 
 def _batched(user_ids: list[str]) -> Iterator[list[str]]:
@@ -166,6 +171,8 @@ class _Windows:
     def __init__(self, settings: Settings, release: Release, partitions: int) -> None:
         self._settings = settings
         self._partitions = partitions
+        self._items = AnnouncedItems()
+        self._follower = ItemFollower(settings.kafka, self._items)
         self._codes = ItemCodes()
         self.encoder = WindowEncoder(MindEncoder(release), self._codes)
         self._next: dict[int, int] = {}
@@ -188,8 +195,18 @@ class _Windows:
     def settled(self, user_id: str) -> bool:
         return time.monotonic() - self._written_at.get(user_id, -_SETTLED_S) > _SETTLED_S
 
-    def read(self) -> None:
-        """All that was written since this was last called."""
+    def close(self) -> None:
+        self._follower.close()
+
+    def read(self) -> bool:
+        """All that was written since this was last called.
+
+        Returns:
+            Whether an item in a window counts otherwise than before, so that all was read anew.
+        """
+        changed = self._read_items() and not self._first
+        if changed:
+            self._next, self._rows_of, self.rows, self._first = {}, {}, 0, True
         first, self._first = self._first, False
         for gathered in read_window_records(
             self._settings.kafka,
@@ -199,6 +216,13 @@ class _Windows:
         ):
             for part in gathered:
                 self._apply(part, first=first)
+        return changed
+
+    def _read_items(self) -> bool:
+        self._follower.poll()
+        fresh, _ = self._items.take()
+        put = [self.encoder.put_item(record.item_id, record.fields()) for record in fresh]
+        return any(code is not None for code, _ in put)
 
     def _apply(self, part: WindowRecords, *, first: bool) -> None:
         now = time.monotonic()

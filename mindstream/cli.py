@@ -18,7 +18,7 @@ from encoder.errors import Misconfigured, Unavailable
 from encoder.release_store import fetch_release
 from encoder.release_topic import read_releases
 from encoder.settings import SettingsError
-from mindstream import monitor_command, release_commands, start
+from mindstream import item_commands, monitor_command, release_commands, start
 from mindstream.exit_codes import EXIT_DIFFERENT, EXIT_MISCONFIGURED, EXIT_UNAVAILABLE
 
 _SHOWN: Final = 60
@@ -33,6 +33,7 @@ topics = typer.Typer(help="The topics in Kafka.", no_args_is_help=True)
 app.add_typer(topics, name="topics")
 app.add_typer(release_commands.app, name="release")
 app.command()(monitor_command.monitor)
+app.add_typer(item_commands.app, name="items")
 
 
 def main() -> None:

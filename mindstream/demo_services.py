@@ -65,6 +65,7 @@ def demo_services(folder: Path, partitions: int, waiting: Waiting) -> Iterator[S
                 "windows_topic": f"{name}.windows",
                 "dead_letters_topic": f"{name}.dead-letters",
                 "releases_topic": f"{name}.releases",
+                "items_topic": f"{name}.items",
             }
         )
         (http_port,) = free_ports(1)

@@ -5,6 +5,7 @@ Never as arguments: every user of a machine sees those, and settings have secret
 
 from __future__ import annotations
 
+import json
 import os
 
 from pydantic import BaseModel, SecretStr
@@ -31,5 +32,10 @@ def _collect(section: BaseModel, prefix: str, variables: dict[str, str]) -> None
         if isinstance(value, BaseModel):
             _collect(value, f"{prefix}{name.upper()}{DELIMITER}", variables)
         elif value != field.get_default():
-            secret = isinstance(value, SecretStr)
-            variables[prefix + name.upper()] = value.get_secret_value() if secret else str(value)
+            variables[prefix + name.upper()] = _text(value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return json.dumps(value) if isinstance(value, dict) else str(value)

@@ -28,6 +28,7 @@ from training.click_log import ClickLog
 from training.click_store import ClickStore, read_clicks
 from training.fit import Progress, ProgressCallback
 from training.gate import judge
+from training.item_reader import catalogue_from_topic
 from training.preset import TrainingConfig
 from training.publication import publish
 from training.trainer import help_training, train_release
@@ -250,6 +251,7 @@ def train(
         checkpoints=checkpoints,
         previous=previous,
         notice=waiting.start,
+        catalogue=catalogue_from_topic(settings, waiting.tell),
     )
 
 

@@ -207,6 +207,7 @@ def deployed(
                     "windows_topic": f"{name}.windows",
                     "dead_letters_topic": f"{name}.dead-letters",
                     "releases_topic": f"{name}.releases",
+                    "items_topic": f"{name}.items",
                 }
             ),
             "milvus": base.milvus.model_copy(update={"uri": milvus_uri, "timeout_s": 60.0}),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from encoder.item_fields import ItemFieldVectors
 from encoder.release import Release, TrainingRecord, write_release
 from training.export import export_graph
 from training.model import Mind
@@ -21,6 +22,7 @@ def make_small_release(
     window_length: int = 20,
     seed: int = 0,
     name: str = "r_small",
+    item_fields: ItemFieldVectors | None = None,
 ) -> Release:
     """Write a release with items `item-1` … `item-N` (and a title for each) to `folder`."""
     key = (items, width, interests, seed)
@@ -42,5 +44,6 @@ def make_small_release(
         training=TrainingRecord(
             since_ms=0, until_ms=0, clicks=0, users=0, preset="untrained", seed=seed
         ),
+        item_fields=item_fields,
         features=pa.table({"title": [f"Title of item {row}" for row in range(1, items + 1)]}),
     )

@@ -17,6 +17,7 @@ from deploy.local_milvus import LocalMilvusLite
 from encoder.errors import LeaseRanOut, Misconfigured, Unavailable
 from encoder.interest_index import InterestIndex, ReleaseInUse
 from encoder.interests import InterestRows, interest_key
+from encoder.item_index import ItemChanges, seen_of
 from encoder.milvus_client import close_embedded
 from encoder.settings import MilvusSettings
 from tests.deployment import wait_until
@@ -404,3 +405,55 @@ def test_lite_shared_behind_a_port_takes_several_processes(milvus_lite: LocalMil
     one.drop_release(name)
     one.close()
     other.close()
+
+
+def item_changes(*said: tuple[str, bool, int, int], seed: int = 0) -> ItemChanges:
+    """Item, whether it is withdrawn, and partition and offset of the record."""
+    return ItemChanges(
+        item_ids=[item_id for item_id, _, _, _ in said],
+        vectors=unit_vectors(len(said), seed),
+        withdrawn=np.array([gone for _, gone, _, _ in said]),
+        partitions=np.array([partition for _, _, partition, _ in said]),
+        offsets=np.array([offset for _, _, _, offset in said]),
+    )
+
+
+def test_changes_of_items_are_retrieved_and_told(index: InterestIndex) -> None:
+    """Withdrawn items are gone; whoever saw some of the changes is told the others."""
+    release = f"test_{uuid.uuid4().hex[:8]}"
+    index.create_release(release, WIDTH)
+    assert list(index.write_items(release, ["old", "kept"], unit_vectors(2)))
+    assert index.items.changes_since(release, {}, "Strong") is None
+    assert index.items.withdrawn(release) == set()
+    first = item_changes(("new", False, 0, 4), ("old", True, 1, 2), ('a "b" \\', False, 1, 3))
+    for _ in range(2):  # may be repeated
+        index.items.change(release, first, budget_s=BUDGET_S)
+    assert index.items.withdrawn(release) == {"old"}
+    found = index.item_vectors(release, ["new", "old", "kept", 'a "b" \\'], "Strong")
+    assert sorted(found) == ['a "b" \\', "kept", "new"]
+    assert found["new"].tobytes() == first.vectors[0].tobytes()
+    told = index.items.changes_since(release, {}, "Strong")
+    assert told is not None
+    assert told.item_ids == ['a "b" \\', "new", "old"]
+    seen = seen_of(told, {})
+    assert seen == {0: 5, 1: 4}
+    assert index.items.changes_since(release, seen, "Strong") is None
+    second = item_changes(("old", False, 1, 7), ("two", False, 2, 0), seed=1)
+    index.items.change(release, second, budget_s=BUDGET_S)
+    told = index.items.changes_since(release, seen, "Strong")
+    assert told is not None
+    assert told.item_ids == ["old", "two"]
+    assert told.withdrawn.tolist() == [False, False]
+    assert told.vectors.tobytes() == second.vectors.tobytes()
+    assert index.items.withdrawn(release) == set()
+    index.drop_release(release)
+    assert index.items.changes_since(release, {}, "Strong") is None
+
+
+def test_items_are_not_changed_without_a_lease(index: InterestIndex, release: str) -> None:
+    """Whoever lost the partition writes nothing."""
+    with pytest.raises(LeaseRanOut):
+        index.items.change(
+            release, item_changes(("late", False, 0, 1)), budget_s=BUDGET_S, lease=lambda: 0.0
+        )
+    assert index.item_vectors(release, ["late"], "Strong") == {}

@@ -57,6 +57,7 @@ def environment(
         "MINDSTREAM_KAFKA__WINDOWS_TOPIC": f"{name}.windows",
         "MINDSTREAM_KAFKA__DEAD_LETTERS_TOPIC": f"{name}.dead-letters",
         "MINDSTREAM_KAFKA__RELEASES_TOPIC": f"{name}.releases",
+        "MINDSTREAM_KAFKA__ITEMS_TOPIC": f"{name}.items",
         "MINDSTREAM_MILVUS__URI": milvus_lite.uri,
         "MINDSTREAM_RELEASES__URL": str(tmp_path / "releases"),
         "MINDSTREAM_RELEASES__CACHE": str(tmp_path / "cache"),

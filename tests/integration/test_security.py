@@ -105,6 +105,7 @@ def worker_rights(settings: Settings) -> list[tuple[ResourceType, str, ACLOperat
         (ResourceType.TOPIC, kafka.windows_topic, write),
         (ResourceType.TOPIC, kafka.releases_topic, read),
         (ResourceType.TOPIC, kafka.releases_topic, write),
+        (ResourceType.TOPIC, kafka.items_topic, read),
         (ResourceType.TOPIC, kafka.dead_letters_topic, write),
         (ResourceType.GROUP, group, read),
         (ResourceType.TRANSACTIONAL_ID, f"{group}-*", write),

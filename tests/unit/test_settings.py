@@ -79,12 +79,14 @@ def test_settings_survive_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("MINDSTREAM_WORKER__HTTP_PORT", "1234")
     monkeypatch.setenv("MINDSTREAM_MILVUS__TOKEN", "hunter2")
     monkeypatch.setenv("MINDSTREAM_WINDOW_LENGTH", "7")
+    monkeypatch.setenv("MINDSTREAM_TRAINER__ITEM_FIELDS", '{"title": "words"}')
     settings = load_settings()
     variables = environment_of(settings)
     assert variables == {
         "MINDSTREAM_WORKER__HTTP_PORT": "1234",
         "MINDSTREAM_MILVUS__TOKEN": "hunter2",
         "MINDSTREAM_WINDOW_LENGTH": "7",
+        "MINDSTREAM_TRAINER__ITEM_FIELDS": '{"title": "words"}',
     }
 
 
