@@ -102,6 +102,7 @@ class ItemUpdates:
         self._withdrawn: dict[str, set[str]] = {}  # items that were, at some time
         self._codes: dict[int, set[int]] = {}  # by partition: windows that hold them are to do
         self._search: _Search | None = None
+        self._unlogged = 0
         self._lost = False  # an item of those to do is no longer known
         self._unreported: dict[int, set[int]] = {}
         self._written_from: dict[tuple[str, int], Offsets] = {}  # (release, partition)
@@ -243,11 +244,12 @@ class ItemUpdates:
                 self._put(served, record)
                 if self._owns(record.partition):
                     self._note_write(served.name, record)
+        self._unlogged += len(some)
         if not self._queue:
             self._applied = dict(self._taken)
-        if some:
-            first = self._served.first.encoder.further
-            log.info("items.applied", items=len(some), waiting=len(self._queue), known=len(first))
+            if self._unlogged:
+                log.info("items.applied", items=self._unlogged, announced=len(self._items))
+                self._unlogged = 0
 
     def _put(self, served: Served, record: ItemRecord) -> None:
         if record.withdrawn:

@@ -151,6 +151,7 @@ class UpdateLoop:
         self._summary = _Summary(clock())
         self._expire_at = clock()
         health.waiting_for("assignment of partitions")
+        self._show_items()
 
     def turn(self, timeout_s: float) -> int:
         """Take one batch through its first steps, waiting at most `timeout_s` for clicks.
@@ -506,11 +507,16 @@ class UpdateLoop:
             report_items(self._settings.kafka, work.report)
             self._items.reported(work.report)
         self._items.spent(time.monotonic())
+        self._show_items()
+
+    def _show_items(self) -> None:
         self._metrics.items_waiting.set(self._items.busy)
         for served in self._served:
             self._metrics.items_known.labels(served.name).set(len(served.encoder.further))
 
     def _show_releases(self) -> None:
+        self._metrics.items_known.clear()
+        self._show_items()
         self._metrics.release.clear()
         for served in self._served:
             self._metrics.release.labels(served.name).set(1)

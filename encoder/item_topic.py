@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, closing
 from itertools import islice
 from typing import Any, Final
 
@@ -97,15 +98,16 @@ class ItemFollower:
     def _opened(self) -> KafkaConsumer:
         if self._consumer is None:
             topic = self._settings.items_topic
-            consumer = open_reader(self._settings)
-            found = consumer.partitions_for_topic(topic)
-            if not found:
-                consumer.close()
-                raise Misconfigured(
-                    f"Kafka at {self._settings.bootstrap_servers} has no topic {topic};"
-                    " create the topics with `mindstream topics create`"
-                )
-            consumer.assign([TopicPartition(topic, partition) for partition in sorted(found)])
+            with ExitStack() as unless_opened:
+                consumer = unless_opened.enter_context(closing(open_reader(self._settings)))
+                found = consumer.partitions_for_topic(topic)
+                if not found:
+                    raise Misconfigured(
+                        f"Kafka at {self._settings.bootstrap_servers} has no topic {topic};"
+                        " create the topics with `mindstream topics create`"
+                    )
+                consumer.assign([TopicPartition(topic, partition) for partition in sorted(found)])
+                unless_opened.pop_all()
             self._consumer = consumer
         return self._consumer
 

@@ -234,6 +234,9 @@ def test_a_worker_that_dies_while_users_are_encoded_anew_leaves_the_rest(
     deployment: Deployment, index: InterestIndex
 ) -> None:
     """Its successor knows the item from the beginning, and encodes those users all the same."""
+    # It writes users of recent clicks again after a session, which would hide what is tested here.
+    worker = deployment.settings.worker.model_copy(update={"session_timeout_s": 200.0})
+    deployment.settings = deployment.settings.model_copy(update={"worker": worker})
     users = [f"user-{number}" for number in range(600)]
     deployment.produce([Click(user, "new", T0) for user in users])
     deployment.produce([Click(user, "item-1", T0 + 1) for user in users])
