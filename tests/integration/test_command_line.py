@@ -78,6 +78,7 @@ def some_clicks() -> list[Click]:
     return clicks
 
 
+@pytest.mark.timeout(600)  # twenty processes, one after the other
 def test_topics_train_worker_lookup_audience_audit(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +87,7 @@ def test_topics_train_worker_lookup_audience_audit(
         run("topics", "create", "--partitions", "2", environment=environment).stdout.count(
             "created"
         )
-        == 4
+        == 5
     )
     assert "all topics exist" in run("topics", "create", environment=environment).stdout
     clicks = some_clicks()
