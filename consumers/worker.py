@@ -63,18 +63,7 @@ def run_worker(
         with _opened_index(settings) as index:
             metrics.store_behind.set_function(lambda: index.behind_s)
             store = WindowStore()
-            items = AnnouncedItems()
-            follower = ItemFollower(
-                settings.kafka,
-                items,
-                rejected=lambda reason: metrics.items_rejected.labels(reason).inc(),
-            )
-            metrics.items.set_function(lambda: len(items))
-            try:
-                follower.poll(
-                    progress=lambda count: health.waiting_for(f"reading items: {count}"),
-                    stopping=stop.is_set,
-                )
+            with _opened_items(settings, metrics, health, stop) as (items, follower):
                 served = ServedReleases(
                     index,
                     store.codes,
@@ -86,26 +75,24 @@ def run_worker(
                     return
                 share = settings.worker.backfill_share
                 updates = ItemUpdates(items, served, store, partitions=partitions, share=share)
-                watch = ItemWatch(follower)
-                watch.start()
+                item_watch = ItemWatch(follower)
+                item_watch.start()
                 try:
                     _serve(
                         settings,
                         stop,
                         store,
                         served,
+                        updates,
+                        item_watch,
                         index,
                         partitions,
                         metrics,
                         health,
                         after_step,
-                        updates,
-                        watch,
                     )
                 finally:
-                    watch.close()
-            finally:
-                follower.close()
+                    item_watch.close()
     finally:
         server.close()
         log.info("worker.stopped")
@@ -116,13 +103,13 @@ def _serve(
     stop: threading.Event,
     store: WindowStore,
     served: ServedReleases,
+    updates: ItemUpdates,
+    items: ItemWatch,
     index: InterestIndex,
     partitions: int,
     metrics: WorkerMetrics,
     health: Health,
     after_step: Callable[[Step], None],
-    updates: ItemUpdates,
-    items: ItemWatch,
 ) -> None:
     topic = ClickTopic(settings)
     watch = ReleaseWatch(settings, served.load)
@@ -205,6 +192,28 @@ def _await_releases(
 
 def _name(in_use: ReleaseInUse | None) -> str | None:
     return None if in_use is None else in_use.name
+
+
+@contextmanager
+def _opened_items(
+    settings: Settings, metrics: WorkerMetrics, health: Health, stop: threading.Event
+) -> Iterator[tuple[AnnouncedItems, ItemFollower]]:
+    """Items, read to the end as of now, and what reads on."""
+    items = AnnouncedItems()
+    metrics.items.set_function(lambda: len(items))
+    follower = ItemFollower(
+        settings.kafka,
+        items,
+        rejected=lambda reason: metrics.items_rejected.labels(reason).inc(),
+    )
+    try:
+        follower.poll(
+            progress=lambda count: health.waiting_for(f"reading items: {count}"),
+            stopping=stop.is_set,
+        )
+        yield items, follower
+    finally:
+        follower.close()
 
 
 @contextmanager
