@@ -20,7 +20,8 @@ from deploy.local_milvus import LocalMilvusLite
 from deploy.loopback import free_ports
 from encoder.click import Click
 from encoder.interest_index import InterestIndex
-from encoder.settings import load_settings
+from encoder.release import open_release
+from encoder.settings import MilvusSettings, load_settings
 from lookup import Lookup
 from mindstream.exit_codes import EXIT_DIFFERENT, EXIT_MISCONFIGURED
 from mindstream.group import wait_until_consumed
@@ -266,3 +267,41 @@ def test_a_worker_stops_within_its_budget_while_it_waits_for_a_release(
                 break
         log.read()
     assert worker.wait(60) == 0
+
+
+def test_a_release_is_trained_with_the_fields_of_the_items_topic(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """It gives vectors to items that nobody has clicked, from those fields alone."""
+    run("topics", "create", "--partitions", "2", environment=environment)
+    clicks = some_clicks()
+    table = {
+        "user_id": [click.user_id for click in clicks],
+        "item_id": [click.item_id for click in clicks],
+        "timestamp": [click.timestamp_ms for click in clicks],
+    }
+    pq.write_table(pa.table(table), tmp_path / "clicks.parquet")
+    items = sorted({click.item_id for click in clicks})
+    lines = [
+        json.dumps({"item_id": item, "title": f"{('red', 'blue')[n % 2]} cup", "price": n})
+        for n, item in enumerate(items)
+    ]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines))
+    loaded = run("items", "load", str(tmp_path / "items.jsonl"), environment=environment).stdout
+    assert loaded == f"{len(items)} items\n"
+    fields = {"MINDSTREAM_TRAINER__ITEM_FIELDS": '{"title": "words", "price": "band"}'}
+    trained = json.loads(
+        run(
+            "train",
+            "--parquet",
+            str(tmp_path / "clicks.parquet"),
+            environment={**environment, **fields},
+        ).stdout
+    )
+    release = open_release(Path(environment["MINDSTREAM_RELEASES__URL"]) / trained["release"])
+    assert release.item_fields is not None
+    assert [field.name for field in release.item_fields.fields] == ["title", "price"]
+    assert release.item_fields.vector({"title": "a red one"}).any()
+    index = InterestIndex(MilvusSettings(uri=environment["MINDSTREAM_MILVUS__URI"]))
+    index.drop_release(trained["release"])
+    index.close()
