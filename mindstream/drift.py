@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from encoder.errors import Misconfigured
 from encoder.interests import encoder_inputs
 from encoder.mind_encoder import InterestBatch, MindEncoder
+from encoder.nearest import nearest_rows
 from encoder.release_store import read_beside
 from encoder.window import Window
 from mindstream.audit import columns_of
-from mindstream.nearest import nearest_rows
 
 DRIFT_FILE: Final = "drift.json"
 N_NEAREST: Final = 20

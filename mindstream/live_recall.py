@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 
 from encoder.mind_encoder import MindEncoder
+from encoder.nearest import nearest_rows
 from encoder.window import Window, from_wire, to_wire
 from mindstream.drift import encode
-from mindstream.nearest import nearest_rows
 
 CUTS: Final = (20, 50)
 _MOST: Final = max(CUTS)

@@ -8,9 +8,9 @@ from typing import Final
 from encoder.click import Click
 from encoder.interests import ClickColumns, encoder_inputs
 from encoder.mind_encoder import MindEncoder
+from encoder.nearest import nearest_rows
 from encoder.window import Window, merge
 from mindstream.audit import columns_of
-from mindstream.nearest import nearest_rows
 
 _CHUNK: Final = 512
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from encoder.nearest import nearest_rows
 from training.click_log import ClickLog
 from training.sequences import Sequences
 
 CUTS = (20, 50)
-_SCORES_AT_ONCE = 16_000_000  # floats held during the search
 
 
 @dataclass(frozen=True)
@@ -75,20 +75,8 @@ def search(
     Returns:
         int64 (U, min(top, N)) rows; -1 throughout for users without an interest.
     """
-    users, slots, _ = interests.shape
-    top = min(top, len(table) - 1)
-    found = np.full((users, top), -1, dtype=np.int64)
-    step = max(1, _SCORES_AT_ONCE // (slots * len(table)))
-    for start in range(0, users, step):
-        part = slice(start, start + step)
-        scores = interests[part] @ table[1:].T  # (u, K, N)
-        used = np.arange(slots) < counts[part, None]
-        best = np.where(used[:, :, None], scores, -np.inf).max(axis=1)  # (u, N)
-        nearest = np.argpartition(-best, top - 1, axis=1)[:, :top]
-        order = np.argsort(-np.take_along_axis(best, nearest, axis=1), axis=1, kind="stable")
-        rows = np.take_along_axis(nearest, order, axis=1) + 1
-        found[part] = np.where(counts[part, None] > 0, rows, -1)
-    return found
+    places = nearest_rows(interests, counts, table[1:], top)
+    return np.where(places < 0, places, places + 1)
 
 
 def measures(found: npt.NDArray[np.int64], targets: list[frozenset[int]]) -> dict[str, float]:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoder.mind_encoder import InterestBatch
+from encoder.nearest import nearest_rows
 from mindstream.drift import cosines, coverage, strongest_changed
-from mindstream.nearest import nearest_rows
 
 WIDTH, ITEMS, SLOTS = 8, 90, 3
 seeds = st.integers(0, 2**32 - 1)
