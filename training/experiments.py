@@ -70,7 +70,12 @@ VARIANTS: Final[dict[str, tuple[TrainingConfig, dict[str, Any]]]] = {
     "temperature 0.07": (_FIRST, {"temperature": 0.07}),
     "temperature 0.13": (_FIRST, {"temperature": 0.13}),
     "default, 200,000 examples": (PRESETS["default"], {"examples": 200_000}),
+    "spectral start, 200,000 examples": (
+        PRESETS["default"],
+        {"spectral": True, "examples": 200_000},
+    ),
     "orderless, 200,000 examples": (_ORDERLESS, {}),
+    "orderless, spectral start": (_ORDERLESS, {"spectral": True}),
     "orderless, horizon 20": (_ORDERLESS, {"horizon": 20}),
     "fade 0.2": (_ORDERLESS, {"fade": 0.2}),
     "orderless, no smoothing": (_ORDERLESS, {"smoothing": 0.0, "item_dropout": 0.0}),

@@ -70,21 +70,25 @@ def build_model(
         graph = ItemGraph.of_clicks(
             sequences, items, reach=config.graph_reach, most=config.neighbours
         )
-    return Mind(
-        items,
-        width=config.width,
-        interests=config.interests,
-        iterations=config.routing_iterations,
-        cosine=config.cosine,
-        average=config.average,
-        hidden=config.hidden,
-        fade=config.fade,
-        graph=graph,
-        smoothing=config.smoothing,
-        fields=fields,
-        profile=profile,
-        seed=config.seed,
-    )
+    with torch_threads(config.threads):
+        model = Mind(
+            items,
+            width=config.width,
+            interests=config.interests,
+            iterations=config.routing_iterations,
+            cosine=config.cosine,
+            average=config.average,
+            hidden=config.hidden,
+            fade=config.fade,
+            graph=graph,
+            smoothing=config.smoothing,
+            spectral=config.spectral,
+            fields=fields,
+            profile=profile,
+            seed=config.seed,
+        )
+    ranks.share_the_first(model)
+    return model
 
 
 def fit(

@@ -179,6 +179,7 @@ class Mind(nn.Module):
         fade: a click counts e^-fade for every click after it; 0 if all count alike.
         graph: which items are clicked close to each other.
         smoothing: weight of an item's neighbours in its vector, over that of its own.
+        spectral: start the table from the graph's leading eigenvectors, if there is a graph.
         fields: what is known of the N items beside their clicks.
         profile: of each field of the users' profile how many codes there are, 0 for not known.
         profile_width: width of each of these fields' vectors.
@@ -204,6 +205,7 @@ class Mind(nn.Module):
         fade: float = 0.0,
         graph: ItemGraph | None = None,
         smoothing: float = 0.0,
+        spectral: bool = False,
         fields: ItemFields | None = None,
         profile: tuple[int, ...] = (),
         profile_width: int = 16,
@@ -227,6 +229,11 @@ class Mind(nn.Module):
         scale = 1 / math.sqrt(width)
         table = torch.randn(items + 1, width, generator=generator) * scale
         table[0] = 0.0
+        if spectral and self.graph is not None:
+            # From a generator of its own, so that nothing else of the model depends on it.
+            leading = unit(self.graph.leading_vectors(width, torch.Generator().manual_seed(seed)))
+            # Items without an edge stay at random.
+            table = torch.where(leading.any(dim=1, keepdim=True), leading + 0.3 * table, table)
         self.table = nn.Parameter(table)
         # S, the bilinear map that all pairs of clicks and interests share. From the identity plus
         # noise, so that routing groups similar items from the start.

@@ -36,6 +36,7 @@ class TrainingConfig:
         smoothing: weight of an item's neighbours in its vector, over that of its own; 0 for none.
         graph_reach: items are neighbours when clicked this close to each other.
         neighbours: an edge is kept if it is among the so many heaviest of either item.
+        spectral: start the item table from the graph's leading eigenvectors; otherwise at random.
         item_dropout: share of items without their id's vector, drawn anew each step: they have only
             their fields' and their neighbours'.
         unlinked: share of those that have no neighbours either, as an item that is new; of items
@@ -73,6 +74,7 @@ class TrainingConfig:
     smoothing: float = 3.0
     graph_reach: int = 3
     neighbours: int = 64
+    spectral: bool = False
     item_dropout: float = 0.2
     unlinked: float = 1.0
     epochs: float = 8.0

@@ -75,6 +75,14 @@ def add_gradients(model: nn.Module) -> None:
         dist.all_reduce(parameter.grad)
 
 
+def share_the_first(model: nn.Module) -> None:
+    """Give every rank the first one's parameters: eigenvectors may differ between processors."""
+    if size() == 1:
+        return
+    for parameter in model.parameters():
+        dist.broadcast(parameter.data, 0)
+
+
 def added(value: float) -> float:
     """The sum over ranks."""
     if size() == 1:

@@ -174,7 +174,9 @@ def warm_model(
 ) -> tuple[Mind, TrainingConfig]:
     """Train a model that starts from a release without an `obstacle`; see `succeeding_model`."""
     config = warmed(config, previous)
-    model = build_model(sequences, len(item_ids), config, fields)
+    # The release's table takes the place of eigenvectors, which lie in a space of their own.
+    random = dataclasses.replace(config, spectral=False)
+    model = build_model(sequences, len(item_ids), random, fields)
     start(model, item_ids, previous)
     # A training that started from another release is another training.
     checkpoint = checkpoints.of(f"training_from_{previous.name}") if checkpoints else None

@@ -1,14 +1,17 @@
 """The parts of MIND, each against the paper's formula written out."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from training.fit import build_model
 from training.item_graph import ItemGraph
 from training.loss import NegativeSampler, full_softmax, log_uniform, popularity, sampled_softmax
 from training.model import Mind, attend, route, slot_counts, squash, unit
+from training.preset import TrainingConfig
 from training.sequences import Sequences
 
 
@@ -150,6 +153,24 @@ def test_an_item_that_is_dropped_has_its_neighbours_vectors_only() -> None:
     torch.testing.assert_close(vectors[1], unit(model.table[2:3])[0])
     torch.testing.assert_close(vectors[3], unit(model.table[3:])[0])
     assert not Mind(3, width=6, interests=1).item_table(kept)[1].any()
+
+
+def test_a_spectral_start_puts_neighbours_of_neighbours_together() -> None:
+    """Before any training; a lone item and everything but the table are as without it."""
+    users = [[1, 2, 3], [2, 4], [5, 6, 7], [6, 8]]
+    rows = np.array([row for user in users for row in user], np.int32)
+    starts = np.concatenate([[0], np.cumsum([len(user) for user in users])])
+    config = TrainingConfig(width=64, graph_reach=2)
+    plain, spectral = (
+        build_model(Sequences(rows, starts), 9, changed).state_dict()
+        for changed in (config, dataclasses.replace(config, spectral=True))
+    )
+    table = unit(spectral["table"])
+    likeness = table @ table.T
+    assert likeness[1:5, 1:5].min() > 0.35  # 1 and 4 have no user in common
+    assert likeness[1:5, 5:].max() < 0.3
+    assert (spectral["table"][[0, 9]] == plain["table"][[0, 9]]).all()
+    assert all((plain[name] == spectral[name]).all() for name in plain if name != "table")
 
 
 def test_missing_targets_do_not_count() -> None:

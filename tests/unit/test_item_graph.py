@@ -82,3 +82,36 @@ def test_smoothing_is_the_product_with_the_matrix() -> None:
     (dense @ two * weigh).sum().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(graph.neighbours(one), dense @ two)
     torch.testing.assert_close(one.grad, two.grad)
+
+
+def test_leading_vectors_are_those_of_the_whole_matrix() -> None:
+    """Of all eigenvectors with a positive eigenvalue, the first; by numpy's own decomposition."""
+    rng = np.random.default_rng(0)
+    some = [rng.integers(1, ITEMS + 1, 40).tolist() for _ in range(3)]
+    found = edges(some, reach=4)
+    assert len(found) == ITEMS * (ITEMS - 1)  # all alike in their number, so damped alike
+    dense = np.zeros((ITEMS + 1, ITEMS + 1))
+    for (end, other), weight in found.items():
+        dense[end, other] = weight / 2
+    graph = ItemGraph.of_clicks(sequences(*some), ITEMS, reach=4, most=ITEMS)
+    values, vectors = np.linalg.eigh(dense)
+    for width in (1, 3, ITEMS, ITEMS + 2):
+        leading = graph.leading_vectors(width, torch.Generator().manual_seed(0)).numpy()
+        assert leading.shape == (ITEMS + 1, width)
+        assert not leading[0].any()
+        kept = slice(ITEMS + 1 - min(width, ITEMS), None)
+        expected = (vectors[:, kept] * np.maximum(values[kept], 0)) @ vectors[:, kept].T
+        assert leading @ leading.T == pytest.approx(expected, abs=1e-5)
+
+
+def test_pairs_apart_do_not_take_the_leading_vectors() -> None:
+    """Two groups of many items come first, however many pairs there are that stand alone."""
+    groups = [list(range(1, 9)), list(range(9, 17))]
+    pairs = [[item, item + 1] for item in range(17, 97, 2)]
+    graph = ItemGraph.of_clicks(sequences(*groups, *pairs), 97, reach=8, most=97)
+    leading = graph.leading_vectors(2, torch.Generator().manual_seed(0))
+    lengths = leading.norm(dim=1)
+    assert lengths[1:17].min() > 10 * lengths[17:97].max()
+    likeness = leading[1:17] @ leading[1:17].T
+    assert likeness[:8, :8].min() > 10 * likeness[:8, 8:].abs().max()
+    assert not leading[97].any()  # without an edge
