@@ -37,6 +37,8 @@ class TrainingConfig:
         graph_reach: items are neighbours when clicked this close to each other.
         neighbours: an edge is kept if it is among the so many heaviest of either item.
         spectral: start the item table from the graph's leading eigenvectors; otherwise at random.
+        spectral_epochs: where one of `fades` above 0 is taken, so that the order of clicks counts,
+            the table starts spectrally, and so many epochs are enough; 0 for never.
         item_dropout: share of items without their id's vector, drawn anew each step: they have only
             their fields' and their neighbours'.
         unlinked: share of those that have no neighbours either, as an item that is new; of items
@@ -75,6 +77,7 @@ class TrainingConfig:
     graph_reach: int = 3
     neighbours: int = 64
     spectral: bool = False
+    spectral_epochs: float = 3.0
     item_dropout: float = 0.2
     unlinked: float = 1.0
     epochs: float = 8.0
@@ -106,6 +109,7 @@ class TrainingConfig:
                 ("smoothing", "at least 0", self.smoothing >= 0),
                 ("graph_reach", "at least 1", self.graph_reach >= 1),
                 ("neighbours", "at least 1", self.neighbours >= 1),
+                ("spectral_epochs", "at least 0", self.spectral_epochs >= 0),
                 ("item_dropout", "from 0 to below 1", 0 <= self.item_dropout < 1),
                 ("unlinked", "from 0 to 1", 0 <= self.unlinked <= 1),
                 ("epochs", "positive", self.epochs > 0),
@@ -124,7 +128,8 @@ class TrainingConfig:
     def hyper_parameters(self) -> dict[str, bool | int | float | str]:
         """For the manifest; infinity as the text "inf", since JSON has none."""
         values = dataclasses.asdict(self)
-        for name in ("name", "seed", "fades", "trial", "warm"):  # by then they were applied
+        applied = ("name", "seed", "fades", "trial", "warm", "spectral_epochs")
+        for name in applied:
             del values[name]
         return {k: str(v) if v == math.inf else v for k, v in values.items()}
 

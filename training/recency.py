@@ -76,6 +76,9 @@ def chosen(
     first 80 % of the clicks are the history and the rest the targets. With fewer than
     `FEWEST_USERS` of them, the config stays as it is. Of sequences that are larger than memory, all
     of this happens on a sample of the users.
+
+    Where the order counts, the item table starts spectrally, see `TrainingConfig.spectral_epochs`:
+    the graph links what is clicked close to each other, which says little where it does not.
     """
     if not config.fades:
         return config
@@ -99,8 +102,10 @@ def chosen(
         checkpoint = checkpoints.of(f"trial_{number}") if checkpoints else None
         scores.append(_recall(learned, items, trial, held_out, fields, checkpoint))
     (number,) = ranks.as_the_first([int(np.argmax(scores))])
-    best = trials[number]
-    return dataclasses.replace(config, fade=best.fade, fades=())
+    best = dataclasses.replace(config, fade=trials[number].fade, fades=())
+    if best.fade and config.spectral_epochs:
+        return dataclasses.replace(best, spectral=True, epochs=config.spectral_epochs)
+    return best
 
 
 def _recall(

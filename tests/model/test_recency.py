@@ -14,12 +14,16 @@ LAST_ONLY, ALL_ALIKE = 3.0, 0.0
 
 
 def test_the_last_click_counts_where_it_says_what_is_next() -> None:
-    """Users who go on from where they are."""
+    """Users who go on from where they are; there the table starts spectrally, too."""
 
     def walk(rng: np.random.Generator) -> np.ndarray:
         return (rng.integers(ITEMS) + np.arange(CLICKS)) % ITEMS + 1
 
-    assert choice(walk) == LAST_ONLY
+    found = choice(walk)
+    assert found.fade == LAST_ONLY
+    assert (found.spectral, found.epochs) == (True, 2.5)
+    never = choice(walk, spectral_epochs=0.0)
+    assert (never.fade, never.spectral, never.epochs) == (LAST_ONLY, False, 8.0)
 
 
 def test_all_clicks_count_where_their_order_says_nothing() -> None:
@@ -30,10 +34,14 @@ def test_all_clicks_count_where_their_order_says_nothing() -> None:
         size = ITEMS // CLUSTERS
         return rng.choice(tastes, CLICKS) * size + rng.integers(size, size=CLICKS) + 1
 
-    assert choice(mixed) == ALL_ALIKE
+    found = choice(mixed)
+    assert found.fade == ALL_ALIKE
+    assert (found.spectral, found.epochs) == (False, 8.0)
 
 
-def choice(draw: Callable[[np.random.Generator], np.ndarray]) -> float:
+def choice(
+    draw: Callable[[np.random.Generator], np.ndarray], spectral_epochs: float = 2.5
+) -> TrainingConfig:
     rng = np.random.default_rng(0)
     sequences = of_lines([draw(rng) for _ in range(FEWEST_USERS * 10)])
     config = TrainingConfig(
@@ -45,10 +53,11 @@ def choice(draw: Callable[[np.random.Generator], np.ndarray]) -> float:
         horizon=1,
         fades=(ALL_ALIKE, LAST_ONLY),
         examples=200_000,
+        spectral_epochs=spectral_epochs,
     )
     found = chosen(sequences, ITEMS, config)
     assert found.fades == ()
-    return found.fade
+    return found
 
 
 def test_users_held_out_are_not_learned_from() -> None:
