@@ -44,7 +44,7 @@ class Drift(BaseModel):
         changed: share of them whose strongest interest leads elsewhere, see `strongest_changed`.
         shared_items: items that both know.
         item_cosine: mean cosine between the vectors of the same item; around 0 without a warm
-            start, since the spaces have nothing in common.
+            start, since the spaces have nothing in common; None where their widths differ.
         interest_cosine: mean cosine between the interests of one user, in `release`, over users who
             have several; 1 where all are the same.
         coverage: share of the items of `release` that are among the nearest of anybody drawn.
@@ -59,16 +59,17 @@ class Drift(BaseModel):
     users: int
     changed: float
     shared_items: int
-    item_cosine: float
+    item_cosine: float | None
     interest_cosine: float
     coverage: float
 
     def __str__(self) -> str:
+        moved = "none, as widths differ" if self.item_cosine is None else f"{self.item_cosine:.3f}"
         return (
             f"from release {self.before} to {self.release} ({'warm' if self.warm else 'cold'}"
             f" start): {100 * self.changed:.1f} % of {self.users} users drawn have another"
             f" strongest interest; mean cosine of {self.shared_items} items"
-            f" {self.item_cosine:.3f}; of a user's interests {self.interest_cosine:.3f};"
+            f" {moved}; of a user's interests {self.interest_cosine:.3f};"
             f" {100 * self.coverage:.1f} % of the items are among somebody's {N_COVERED} nearest"
         )
 
@@ -87,6 +88,7 @@ def measure_drift(before: MindEncoder, after: MindEncoder, windows: Sequence[Win
     old_items, new_items = before.release.items[rows[known]], after.release.items[known + 1]
     changed = strongest_changed(old, new, old_items, new_items)
     manifest = after.release.manifest
+    comparable = old_items.shape == new_items.shape
     started_warm = manifest.parent == before.release.name and manifest.metrics.get("warm") == 1.0
     return Drift(
         release=after.release.name,
@@ -96,7 +98,7 @@ def measure_drift(before: MindEncoder, after: MindEncoder, windows: Sequence[Win
         users=len(changed),
         changed=round(_mean(changed), 4),
         shared_items=len(known),
-        item_cosine=round(_mean(cosines(old_items, new_items)), 4),
+        item_cosine=round(_mean(cosines(old_items, new_items)), 4) if comparable else None,
         interest_cosine=round(new.mean_cosine(), 4),
         coverage=round(coverage(new, after.release.items[1:]), 4),
     )

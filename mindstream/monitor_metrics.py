@@ -113,6 +113,7 @@ class MonitorMetrics:
         if drift is not None:
             labels = drift.release, "warm" if drift.warm else "cold"
             now["mindstream_switch_changed_ratio", *labels] = drift.changed
-            now["mindstream_switch_item_cosine", *labels] = drift.item_cosine
+            if drift.item_cosine is not None:
+                now["mindstream_switch_item_cosine", *labels] = drift.item_cosine
         self._figures.now = now
         self.measured_at.set(time.time())
