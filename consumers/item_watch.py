@@ -47,8 +47,8 @@ class ItemWatch:
         """Follow no longer."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(_STOP_S)
-        if not self._thread.is_alive():
+            self._thread.join(_STOP_S)  # it closes what it reads with, if need be later
+        else:
             self._follower.close()
 
     def _run(self) -> None:
@@ -61,3 +61,5 @@ class ItemWatch:
                 self._stop.wait(_FOLLOW_S)
         except BaseException as exc:
             self._failure = exc
+        finally:
+            self._follower.close()

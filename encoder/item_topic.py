@@ -51,6 +51,7 @@ class ItemFollower:
         self._rejected = rejected
         self._consumer: KafkaConsumer | None = None
         self._lock = threading.Lock()
+        self._closed = False
 
     def poll(
         self,
@@ -58,7 +59,7 @@ class ItemFollower:
         progress: Callable[[int], None] = lambda records: None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Read to what is the end now.
+        """Read to what is the end now; nothing once it is closed.
 
         Args:
             progress: is told how many records are read so far.
@@ -69,6 +70,8 @@ class ItemFollower:
             Unavailable: Kafka does not answer.
         """
         with self._lock, translated("reading items", self._settings):
+            if self._closed:  # who polls in another thread may not know yet
+                return
             consumer = self._opened()
             partitions = sorted(consumer.assignment())
             ends = consumer.end_offsets(partitions)
@@ -91,6 +94,7 @@ class ItemFollower:
     def close(self) -> None:
         """Let go of the connection."""
         with self._lock:
+            self._closed = True
             if self._consumer is not None:
                 self._consumer.close()
                 self._consumer = None
