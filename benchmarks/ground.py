@@ -16,6 +16,7 @@ from deploy.local_broker import LocalBroker
 from deploy.local_milvus import LocalMilvusLite, LocalMilvusServer
 from deploy.loopback import free_ports
 from encoder.click import Click
+from encoder.item_fields import ItemFieldVectors
 from encoder.kafka_client import producer
 from encoder.release import Release
 from mindstream.worker_process import WorkerProcess
@@ -115,7 +116,7 @@ def serving(deployment: Deployment) -> Iterator[WorkerProcess]:
         worker.stop()
 
 
-def make_release(folder: Path, name: str) -> Release:
+def make_release(folder: Path, name: str, item_fields: ItemFieldVectors | None = None) -> Release:
     """An untrained release of real size; its items are `item-1` and so on."""
     return make_small_release(
         folder / name,
@@ -124,6 +125,7 @@ def make_release(folder: Path, name: str) -> Release:
         interests=INTERESTS,
         window_length=LENGTH,
         name=name,
+        item_fields=item_fields,
     )
 
 

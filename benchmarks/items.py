@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks.ground import INTERESTS, ITEMS, LENGTH, WIDTH, Ground, StoreName, Traffic, serving
+from benchmarks.ground import ITEMS, WIDTH, Ground, StoreName, Traffic, make_release, serving
 from benchmarks.results import Result, at_most, percentiles_ms, say
 from encoder.click import Click
 from encoder.item_topic import announce_items
@@ -16,7 +16,6 @@ from encoder.release import Release
 from lookup import Lookup
 from tests.deployment import T0, wait_until
 from tests.small_items import field_vectors
-from tests.small_release import make_small_release
 
 _CLICKS, _USERS = 400_000, 20_000
 _ROUNDS = 40
@@ -72,15 +71,7 @@ def items(ground: Ground, store: StoreName) -> Iterator[Result]:
 
 
 def _release(folder: Path, name: str) -> Release:
-    return make_small_release(
-        folder / name,
-        items=ITEMS,
-        width=WIDTH,
-        interests=INTERESTS,
-        window_length=LENGTH,
-        name=name,
-        item_fields=field_vectors(width=WIDTH),
-    )
+    return make_release(folder, name, field_vectors(width=WIDTH))
 
 
 def _in_memory(lookup: Lookup, release: str, item: str) -> bool:

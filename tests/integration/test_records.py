@@ -115,14 +115,19 @@ def test_blocks_and_records_hold_what_kafka_python_reads(
     assert [tuple(one)[1:] for one in single] == expected
 
 
-def test_some_records_of_a_batch_can_be_polled(
-    settings: KafkaSettings, target: TopicPartition, sender: KafkaProducer
-) -> None:
-    """The position is that of the next one, and a poll from there goes on with it."""
+def send_ten(sender: KafkaProducer, target: TopicPartition) -> None:
+    """Records 0 to 9, in one batch."""
     sender.begin_transaction()
     for number in range(10):
         sender.send(target.topic, key=b"u", value=b"%d" % number, partition=0)
     sender.commit_transaction()
+
+
+def test_some_records_of_a_batch_can_be_polled(
+    settings: KafkaSettings, target: TopicPartition, sender: KafkaProducer
+) -> None:
+    """The position is that of the next one, and a poll from there goes on with it."""
+    send_ten(sender, target)
     found: list[int] = []
     with reader(settings) as consumer:
         consumer.assign([target])
@@ -140,10 +145,7 @@ def test_blocks_begin_where_they_were_asked_to(
     settings: KafkaSettings, target: TopicPartition, sender: KafkaProducer
 ) -> None:
     """Also in the middle of a batch, which comes from the broker whole."""
-    sender.begin_transaction()
-    for number in range(10):
-        sender.send(target.topic, key=b"u", value=b"%d" % number, partition=0)
-    sender.commit_transaction()
+    send_ten(sender, target)
     with reader(settings) as consumer:
         hand_out_blocks(consumer)
         consumer.assign([target])
