@@ -1,59 +1,37 @@
-"""Kafka as the update loop sees it: clicks in; windows, dead letters and offsets out at once.
-
-The transaction is what makes a crash harmless: changed windows, rejected records and the offsets
-that stand for them become visible together or not at all. It is fenced by the group's generation,
-so a worker that was given up for dead cannot commit.
-"""
+"""Kafka as the update loop sees it: clicks in; windows, dead letters and offsets out at once."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import (
-    CommitFailedError,
-    FencedInstanceIdError,
-    KafkaError,
-    ProducerFencedError,
-)
+from kafka.errors import FencedInstanceIdError, KafkaError
 
 from consumers.batch import Rejected
-from consumers.bulk_send import send_all
 from consumers.lease import Lease
-from encoder.dead_letter_topic import DeadLetter
-from encoder.errors import Misconfigured, Unavailable
+from consumers.transactions import Outdated, Transactions
+from encoder.errors import Unavailable
 from encoder.kafka_client import (
     client_config,
     end_offsets,
-    producer,
     reader,
     translated,
 )
 from encoder.records import Record, hand_out_records
-from encoder.release_topic import filled_reports
 from encoder.settings import Settings
-from encoder.windows_topic import HOW_TO_REBUILD, Extent, WindowRecords, read_window_records
-
-
-class Outdated(Exception):  # noqa: N818
-    """The group has moved on since the batch was polled; nothing of it was committed."""
-
+from encoder.windows_topic import Extent, WindowRecords, read_window_records
 
 log = structlog.get_logger()
 
-_LINGER_MS: Final = 5
-# A transaction that begins before the broker is through with the one before is sent again, and
-# kafka-python sleeps that long first. Its default of 100 ms would be most of a small commit.
-_RETRY_BACKOFF_MS: Final = 5
 _REJOIN_S: Final = 0.2
-_PRODUCER_BATCH_BYTES: Final = 256 * 1024
 
 
 @dataclass(slots=True)
@@ -120,15 +98,12 @@ class ClickTopic:
         self._budget_s = worker.step_budget_s
         self._stall_s = worker.open_transaction_s
         self._silence_s = worker.max_poll_interval_s
-        self._transaction_timeout_s = worker.transaction_timeout_s
-        self._instance_id = worker.instance_id
         self._lease = Lease(worker.session_timeout_s)
         self._polled_at = self._began_at = time.monotonic()
         self._listener = _Listener()
         self._membership: Any = None  # as of the last poll: what its clicks are committed with
         self._refused: _Refused | None = None
         self._held_back: list[Record] = []
-        self._extents: dict[int, Extent] = {}  # of the partitions taken over, as committed
         with translated("joining the group", kafka):
             self._consumer = KafkaConsumer(
                 **client_config(kafka),
@@ -147,21 +122,7 @@ class ClickTopic:
             )
             hand_out_records(self._consumer)
             self._consumer.subscribe([kafka.clicks_topic], listener=self._listener)
-            # A restarted worker takes its name again, which ends what its predecessor left open.
-            name = worker.instance_id or f"{time.time_ns():x}"
-            self._producer = producer(
-                kafka,
-                transactional_id=f"{worker.group_id}-{name}",
-                transaction_timeout_ms=int(worker.transaction_timeout_s * 1000),
-                compression_type="lz4",
-                linger_ms=_LINGER_MS,
-                retry_backoff_ms=_RETRY_BACKOFF_MS,
-                batch_size=_PRODUCER_BATCH_BYTES,
-                max_block_ms=int(worker.step_budget_s * 1000),
-                delivery_timeout_ms=int(worker.step_budget_s * 1000),
-                request_timeout_ms=int(worker.step_budget_s * 500),
-            )
-            self._producer.init_transactions()
+            self._transactions = Transactions(settings)
 
     def poll(
         self, timeout_s: float, most: int | None = None
@@ -315,7 +276,7 @@ class ClickTopic:
 
     def note_extents(self, extents: dict[int, Extent]) -> None:
         """What the windows topic holds of partitions: committed with their offsets from now on."""
-        self._extents.update(extents)
+        self._transactions.note_extents(extents)
 
     def highwater(self, partition: int) -> int | None:
         """The offset after the partition's last record as of the last poll, None before it."""
@@ -349,73 +310,25 @@ class ClickTopic:
     ) -> None:
         """Write windows, dead letters and offsets in one transaction. For any one thread.
 
-        Args:
-            windows: partition → (user id, window in its wire form, None to remove).
-            rejected: records for the dead-letter topic.
-            next_offsets: partition → next offset to read, for every partition of `windows`:
-                the offsets are what the group's generation fences.
-            membership: that the clicks were polled under.
-
-        Raises:
-            Outdated: the group has moved on; `rewind` and poll again. Polls return no clicks until
-                this worker has joined the group anew.
-            Misconfigured: another worker took this one's name, or the windows topic lost records.
-                The process must end.
-            Unavailable: not committed within the step's budget. The process must end.
+        Args and errors are those of `Transactions.commit`. After `Outdated`, `rewind` and poll
+        again: polls return no clicks until this worker has joined the group anew.
         """
-        with translated("committing", self._kafka):
-            self._transact(
-                lambda: self._fill_transaction(windows, rejected, next_offsets, membership),
-                membership,
-            )
+        with self._noting_refusal(membership):
+            self._transactions.commit(windows, rejected, next_offsets, membership)
 
     def report_filled(self, release: str, offsets: dict[int, int]) -> None:
-        """Report that these partitions' interests are in the release's collection.
-
-        In a transaction with their offsets, so that the group's generation fences it like a commit:
-        an owner that was given up must not report what it no longer keeps up to date.
-
-        Args:
-            release: whose collection it is.
-            offsets: partition → next offset to read, which stays as it is.
-
-        Raises:
-            Outdated: as `commit`; and whatever else that raises.
-        """
-
-        def fill() -> None:
-            sent = [
-                self._producer.send(self._kafka.releases_topic, key=key, value=value)
-                for key, value in filled_reports(release, offsets)
-            ]
-            for future in sent:
-                future.get(timeout=self._budget_s)
-            self._send_offsets(offsets, membership)
-
-        membership = self._membership
+        """Report partitions as `Transactions.report_filled` does; nothing if there are none."""
         if offsets:
-            with translated("reporting filled partitions", self._kafka):
-                self._transact(fill, membership)
+            with self._noting_refusal(self._membership):
+                self._transactions.report_filled(release, offsets, self._membership)
 
-    def _transact(self, fill: Callable[[], None], membership: Any) -> None:
-        began_at = time.monotonic()
+    @contextmanager
+    def _noting_refusal(self, membership: Any) -> Iterator[None]:
         try:
-            if membership.generation_id < 0 or not membership.member_id:
-                raise CommitFailedError("this worker is no member of the group")
-            _within(self._budget_s, lambda: self._commit(fill))
-        except (CommitFailedError, FencedInstanceIdError) as exc:
+            yield
+        except Outdated:
             # If another worker has our name, heartbeats are refused next, and that ends this one.
             self._refused = _Refused(_member(membership), time.monotonic())
-            raise Outdated(repr(exc)) from exc
-        except ProducerFencedError as exc:
-            taken_s = time.monotonic() - began_at
-            if self._instance_id is None or taken_s > self._transaction_timeout_s:
-                # Nobody took our name; the broker ended a transaction that took too long.
-                raise Unavailable(
-                    f"the broker ended a transaction after {taken_s:.0f} s, which is beyond"
-                    " MINDSTREAM_WORKER__TRANSACTION_TIMEOUT_S"
-                    f" ({self._transaction_timeout_s:g} s): {exc!r}"
-                ) from exc
             raise
 
     def rewind(self, records: Iterable[Record]) -> None:
@@ -434,98 +347,11 @@ class ClickTopic:
             if partition in assigned:
                 self._consumer.seek(partition, offset)
 
-    def _commit(self, fill: Callable[[], None]) -> None:
-        # kafka-python keeps the offsets of a commit that was refused and sends them along with the
-        # next one, though what they stand for was rolled back.
-        transactions = self._producer._transaction_manager
-        with transactions._lock:
-            transactions._pending_txn_offset_commits.clear()
-        self._producer.begin_transaction()
-        try:
-            fill()
-        except (CommitFailedError, FencedInstanceIdError, Misconfigured):
-            self._producer.abort_transaction()
-            raise
-        self._producer.commit_transaction()
-
-    def _fill_transaction(
-        self,
-        windows: Mapping[int, Iterable[tuple[str, bytes | None]]],
-        rejected: Iterable[Rejected],
-        next_offsets: dict[int, int],
-        membership: Any,
-    ) -> None:
-        written = [
-            batch
-            for partition, of_partition in windows.items()
-            for batch in send_all(
-                self._producer,
-                self._kafka.windows_topic,
-                partition,
-                ((user_id.encode(), window) for user_id, window in of_partition),
-            )
-        ]
-        letters = [
-            self._producer.send(self._kafka.dead_letters_topic, **self._letter(one).to_record())
-            for one in rejected
-        ]
-        self._producer.flush(timeout=self._budget_s)
-        for batch in written:
-            self._extend(batch.partition, batch.first_offset(self._budget_s), batch.count)
-        for letter in letters:
-            letter.get(timeout=self._budget_s)
-        # Offsets last: the broker checks our generation here, when every window is in its log.
-        # Whoever takes over after this point therefore reads these windows or waits for them.
-        self._send_offsets(next_offsets, membership)
-
-    def _send_offsets(self, next_offsets: dict[int, int], membership: Any) -> None:
-        self._producer.send_offsets_to_transaction(
-            {
-                TopicPartition(self._kafka.clicks_topic, partition): OffsetAndMetadata(
-                    offset, self._extent_metadata(partition)
-                )
-                for partition, offset in next_offsets.items()
-            },
-            membership,
-        )
-
-    def _extend(self, partition: int, offset: int, count: int) -> None:
-        """Take note of where windows were written, also if the transaction is aborted later."""
-        extent = self._extents.get(partition)
-        # Offset -1: the broker has the records already and does not tell where.
-        if extent is None or offset < 0:
-            return
-        if offset < extent.end:
-            raise Misconfigured(
-                f"{self._kafka.windows_topic}[{partition}] lost its end: it reached offset"
-                f" {extent.end}, and a window was written at {offset}. To rebuild the"
-                f" windows from the clicks, {HOW_TO_REBUILD}"
-            )
-        self._extents[partition] = extent.reaching(offset + count)
-
-    def _extent_metadata(self, partition: int) -> str:
-        extent = self._extents.get(partition)
-        return "" if extent is None else extent.to_metadata()
-
-    def _letter(self, rejected: Rejected) -> DeadLetter:
-        record = rejected.record
-        return DeadLetter(
-            topic=self._kafka.clicks_topic,
-            partition=record.partition,
-            offset=record.offset,
-            timestamp_ms=record.timestamp,
-            reason=rejected.reason,
-            detail=rejected.detail,
-            key=record.key,
-            value=record.value,
-            headers=record.headers,
-        )
-
     def close(self, timeout_s: float) -> None:
         """Leave the group and let go of the connections; nothing is committed."""
         deadline = time.monotonic() + timeout_s
         try:
-            self._producer.close(timeout=timeout_s / 2)
+            self._transactions.close(timeout_s / 2)
         except KafkaError as exc:  # what it still holds was given up, or we would not be here
             log.warning("producer.close_failed", error=repr(exc))
         finally:
@@ -535,26 +361,3 @@ class ClickTopic:
 
 def _member(membership: Any) -> tuple[int, str]:
     return membership.generation_id, membership.member_id
-
-
-def _within(budget_s: float, work: Callable[[], None]) -> None:
-    """Run work that may block for ever, but wait for it only so long.
-
-    Raises:
-        Unavailable: it did not end in time. It may still be running, so the process must end.
-    """
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as exc:
-            raised.append(exc)
-
-    thread = threading.Thread(target=run, name="commit", daemon=True)
-    thread.start()
-    thread.join(budget_s)
-    if thread.is_alive():
-        raise Unavailable(f"the transaction did not end within step_budget_s ({budget_s:g} s)")
-    if raised:
-        raise raised[0]

@@ -14,8 +14,9 @@ from typing import Final
 
 import structlog
 
-from consumers.click_topic import ClickTopic, Outdated
+from consumers.click_topic import ClickTopic
 from consumers.served_releases import Served, ServedReleases
+from consumers.transactions import Outdated
 from consumers.window_store import WindowStore
 from encoder.announced_items import Offsets
 from encoder.errors import Misconfigured

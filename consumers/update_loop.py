@@ -18,13 +18,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-import numpy as np
 import structlog
 
+from consumers.accounts import Accounts
 from consumers.backfill import Backfill, Chunk
 from consumers.batch import Decision, decide, joined
 from consumers.batch_size import BatchSize
-from consumers.click_topic import AssignmentChange, ClickTopic, Outdated
+from consumers.click_topic import AssignmentChange, ClickTopic
 from consumers.encoding import Encoded
 from consumers.health import Health
 from consumers.item_updates import ItemUpdates, ItemWork
@@ -37,6 +37,7 @@ from consumers.release_watch import ReleaseWatch
 from consumers.served_releases import ServedReleases
 from consumers.settling import Settling
 from consumers.takeover import Takeover
+from consumers.transactions import Outdated
 from consumers.unsettled import Unsettled
 from consumers.window_store import WindowStore
 from consumers.window_wire import to_wires
@@ -51,7 +52,6 @@ Step = Literal["polled", "merged", "encoded", "written", "committed"]
 
 _BATCHES_AHEAD: Final = 2  # that many of the largest may be written, but not committed
 _OVERLAPPED_POLL_S: Final = 0.05
-_SUMMARY_EVERY_S: Final = 10.0
 _EXPIRE_EVERY_S: Final = 600.0
 _BACKFILL_USERS: Final = 128  # a click waits for so many at most
 
@@ -148,7 +148,7 @@ class UpdateLoop:
             share=settings.worker.backfill_share,
             chunk=_BACKFILL_USERS,
         )
-        self._summary = _Summary(clock())
+        self._accounts = Accounts(metrics, clock())
         self._expire_at = clock()
         health.waiting_for("assignment of partitions")
         self._show_items()
@@ -440,7 +440,7 @@ class UpdateLoop:
         elif now >= self._expire_at and self.finish():
             self._expire_at = now + _EXPIRE_EVERY_S
             self._expire_erasures()
-        self._summary.log_if_due(now, self._report_lag())
+        self._accounts.log_if_due(now, self._report_lag())
 
     def _write_again(self, partition: int, user_ids: list[str]) -> None:
         """Write rows over what a predecessor's last write may have left, also for the erased."""
@@ -549,25 +549,11 @@ class UpdateLoop:
             log.info("erasures.expired", users=decision.users)
 
     def _account(self, batch: _Batch) -> None:
-        metrics, records = self._metrics, batch.records
-        decision, written_at = batch.decision, batch.written_at
-        for encoded in batch.encoded.values():
-            metrics.rows_written.inc(len(encoded.rows))
-            metrics.rows_deleted.inc(len(encoded.stale_keys))
-        if not records:
-            return
-        produced = np.fromiter((r.timestamp for r in records), np.float64, len(records)) / 1000.0
-        freshness = np.maximum(written_at - produced, 0.0)
-        self._batch_size.after(len(records), batch.slowest_s, float(freshness.min()))
-        metrics.freshness.observe(freshness)
-        metrics.clicks.inc(decision.clicks)
-        metrics.erasures.inc(decision.erasures)
-        metrics.users.inc(decision.users)
-        for rejected in decision.rejected:
-            metrics.rejected.labels(rejected.reason).inc()
-        metrics.batch_clicks.observe(len(records))
-        metrics.windows.set(len(self._store))
-        self._summary.add(len(records), decision, float(freshness.max()))
+        self._accounts.written(batch.encoded.values())
+        if batch.records:
+            late_s = self._accounts.committed(batch.records, batch.decision, batch.written_at)
+            self._batch_size.after(len(batch.records), batch.slowest_s, late_s)
+            self._metrics.windows.set(len(self._store))
 
     def _report_lag(self) -> int:
         total = 0
@@ -577,39 +563,3 @@ class UpdateLoop:
                 self._metrics.lag.labels(str(partition)).set(max(0, end - position))
                 total += max(0, end - position)
         return total
-
-
-class _Summary:
-    """What happened since the last summary line."""
-
-    def __init__(self, now: float) -> None:
-        self._since = now
-        self._clear()
-
-    def _clear(self) -> None:
-        self._batches = self._clicks = self._users = self._rejected = 0
-        self._freshness_max_s = 0.0
-
-    def add(self, records: int, decision: Decision, freshness_max_s: float) -> None:
-        self._batches += 1
-        self._clicks += records
-        self._users += decision.users
-        self._rejected += len(decision.rejected)
-        self._freshness_max_s = max(self._freshness_max_s, freshness_max_s)
-
-    def log_if_due(self, now: float, lag: int) -> None:
-        if now - self._since < _SUMMARY_EVERY_S:
-            return
-        if self._batches:
-            log.info(
-                "batches.applied",
-                batches=self._batches,
-                clicks=self._clicks,
-                users=self._users,
-                rejected=self._rejected,
-                lag_clicks=lag,
-                freshness_max_ms=round(self._freshness_max_s * 1000),
-                seconds=round(now - self._since, 1),
-            )
-        self._since = now
-        self._clear()

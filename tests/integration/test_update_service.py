@@ -9,7 +9,8 @@ from kafka import KafkaAdminClient
 from kafka.admin import MemberToRemove
 from kafka.errors import CommitFailedError, FencedInstanceIdError, KafkaError
 
-from consumers.click_topic import ClickTopic, Outdated
+from consumers.click_topic import ClickTopic
+from consumers.transactions import Outdated
 from consumers.update_loop import Step
 from consumers.worker import run_worker
 from encoder.click import Click
@@ -248,7 +249,9 @@ def test_a_member_whose_commit_was_refused_by_mistake_goes_on(
             raise error
 
         with monkeypatch.context() as coordinator:
-            coordinator.setattr(topic._producer, "send_offsets_to_transaction", refuse)
+            coordinator.setattr(
+                topic._transactions._producer, "send_offsets_to_transaction", refuse
+            )
             with pytest.raises(Outdated):
                 topic.commit({}, [], offsets, topic.membership)
         member = topic.membership
