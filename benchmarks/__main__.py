@@ -23,6 +23,7 @@ from benchmarks.throughput import scaling, throughput
 BENCHMARKS: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "throughput-lite": partial(throughput, store="lite"),
     "throughput-server": partial(throughput, store="server"),
+    "throughput-server-apart": partial(throughput, store="server", apart=True),
     "freshness-lite": partial(freshness, store="lite"),
     "freshness-server": partial(freshness, store="server"),
     "state": state,

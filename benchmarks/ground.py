@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -66,6 +67,23 @@ class Ground:
         started = {f"milvus-{name}": store.pid for name, store in self._stores.items()}
         return started | ({"kafka": self._broker.pid} if self._broker is not None else {})
 
+    @contextmanager
+    def apart(self, store: StoreName) -> Iterator[None]:
+        """Meanwhile half of the cores are the store's alone, and all else has the other half."""
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) < 2:
+            raise SystemExit("to keep a store apart takes two cores")
+        half = len(cores) // 2
+        _keep_on(self.store(store).pid, cores[half:])
+        others = (self.broker.pid, os.getpid())  # what this process starts from now on, too
+        for pid in others:
+            _keep_on(pid, cores[:half])
+        try:
+            yield
+        finally:
+            for pid in (self.store(store).pid, *others):
+                _keep_on(pid, cores)
+
     def size(self, full: int) -> int:
         """A size, scaled."""
         return max(1, int(full * self.scale))
@@ -91,6 +109,13 @@ class Ground:
             ) as one,
         ):
             yield one
+
+
+def _keep_on(pid: int, cores: Sequence[int]) -> None:
+    """Let all threads of a process run on these cores only."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def default_batch() -> int:

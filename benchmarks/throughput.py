@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +48,14 @@ class Applied:
     cpu_share: float
 
 
-def throughput(ground: Ground, store: StoreName) -> Iterator[Result]:
-    """One worker and a backlog."""
+def throughput(ground: Ground, store: StoreName, *, apart: bool = False) -> Iterator[Result]:
+    """One worker and a backlog; with `apart`, half of the cores are the store's alone."""
+    name = f"throughput-{store}{'-apart' if apart else ''}"
     traffic = Traffic(ground.size(CLICKS), ground.size(USERS), ground.seed)
-    with ground.deployment(store) as deployment:
+    with (
+        ground.apart(store) if apart else nullcontext(),
+        ground.deployment(store) as deployment,
+    ):
         say(f"  producing {len(traffic):,} clicks")
         traffic.produce(deployment)
         with serving(deployment) as worker:
@@ -59,7 +63,7 @@ def throughput(ground: Ground, store: StoreName) -> Iterator[Result]:
         say("  comparing with a plain fold")
         audit = deployment.audit()
         if audit.differences or audit.clicks != len(traffic):
-            raise SystemExit(f"throughput-{store}: {audit.report()}")
+            raise SystemExit(f"{name}: {audit.report()}")
         rows_per_user = applied.rows_per_s / applied.users_per_s
         say("  writing as many rows to Milvus alone")
         floors = alone(
@@ -70,7 +74,7 @@ def throughput(ground: Ground, store: StoreName) -> Iterator[Result]:
         )
     supported = max(rate for way, rate in floors.items() if way != OURS)
     yield at_least(
-        f"throughput-{store}",
+        name,
         applied.users_per_s,
         "users/s",
         _GOAL,
