@@ -349,7 +349,7 @@ class UpdateLoop:
             settled_at = time.monotonic() + self._settings.worker.session_timeout_s
             for release, partitions in taken.unfilled.items():
                 self._backfill.add(release, partitions, not_before=settled_at)
-            behind = self._items.begin_partitions(self._gained, taken.items)
+            behind = self._items.begin_partitions(self._gained, taken.items, time.monotonic())
             report_items(self._settings.kafka, behind)
             self._metrics.unfilled.set(self._backfill.partitions_left)
             self._metrics.restored.inc(taken.restored)
