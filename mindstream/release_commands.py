@@ -140,6 +140,7 @@ def drift(
             before=before,
             anew=anew,
             sample=sample,
+            index.items,
         )
         waiting.tell(str(found))
     typer.echo(found.model_dump_json())

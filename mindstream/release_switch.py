@@ -92,7 +92,7 @@ def switch(
     moved = in_use is not None and in_use.name != name  # else it is repeated, after it was killed
     left = in_use.name if in_use is not None and moved else predecessor(known, name)
     fetch = partial(announced_release, settings, known)
-    note_drift(settings, announced.url, left, release, fetch, drawn[-1], tell)
+    note_drift(settings, index.items, announced.url, left, release, fetch, drawn[-1], tell)
     return certificate
 
 

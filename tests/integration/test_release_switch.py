@@ -133,13 +133,13 @@ def test_what_a_switch_changed_lies_beside_the_release(
     assert told[1] == str(drift)
 
     fetch = partial(announced_release, settings, known)
-    assert drift_of(settings, known, None, new.name, fetch) == drift
-    anew = drift_of(settings, known, new.name, new.name, fetch, anew=True)
+    assert drift_of(settings, index.items, known, None, new.name, fetch) == drift
+    anew = drift_of(settings, index.items, known, new.name, new.name, fetch, anew=True)
     assert anew.model_copy(update={"at": drift.at}) == drift  # it draws all users, too
-    same = drift_of(settings, known, new.name, new.name, fetch, before=new.name)
+    same = drift_of(settings, index.items, known, new.name, new.name, fetch, before=new.name)
     assert (same.changed, same.item_cosine) == (0.0, 1.0)
     with pytest.raises(Misconfigured, match=f"no release before {old.name}; name one with"):
-        drift_of(settings, known, old.name, new.name, fetch, anew=True)
+        drift_of(settings, index.items, known, old.name, new.name, fetch, anew=True)
 
 
 def test_a_switch_does_not_fail_where_what_it_changed_cannot_be_told(
