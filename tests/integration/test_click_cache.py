@@ -27,9 +27,10 @@ from encoder.kafka_client import admin_client, producer
 from encoder.settings import Settings, load_settings
 from encoder.topics import create_topics
 from encoder.window import NEVER
+from mindstream.cached_clicks import cache_folder
 from mindstream.environment import environment_of
 from mindstream.progress import Waiting
-from mindstream.topic_clicks import cache_folder, read_topic_clicks
+from mindstream.topic_clicks import read_topic_clicks
 from tests.deployment import T0, random_clicks
 from training.click_cache import Cached, ClickCache, Plan
 from training.click_log import ClickLog, ClickLogError
@@ -205,6 +206,44 @@ def test_an_erasure_reaches_what_was_cached_before(ground: Ground) -> None:
 def test_an_erasure_spares_what_was_clicked_after_it(ground: Ground) -> None:
     """Of a user erased up to a moment, later clicks stay in the same part."""
     ground.produce([Click("u", f"i{n}", T0 + n) for n in range(10)])
+def test_a_user_is_forgotten_before_the_tombstone_is_read(ground: Ground) -> None:
+    """At once, in all parts; if that is killed at any step, the next update does the rest."""
+    ground.produce(random_clicks(600, users=8))
+    ground.update()
+    users = set(ground.cached().user_ids)
+    now_ms = int(time.time() * 1000)
+    start = ground.folder.with_name("start")
+    shutil.copytree(ground.folder, start)
+    done: list[str] = []
+
+    def kill(what: str) -> None:
+        done.append(what)
+        if len(done) == kills + 1:
+            raise KilledHere
+
+    kills = 0
+    while True:
+        shutil.rmtree(ground.folder)
+        shutil.copytree(start, ground.folder)
+        done.clear()
+        cache = ClickCache(ground.folder, ground.settings, after=kill)
+        try:
+            forgotten = cache.forget("user-1", now_ms)
+        except KilledHere:
+            kills += 1
+            ground.update()
+        else:
+            break
+        assert set(ground.cached().user_ids) == users - {"user-1"}, done
+    assert kills == len(done) > 4
+    assert forgotten > 0
+    assert set(ground.cached().user_ids) == users - {"user-1"}
+    ground.produce_raw([(b"user-1", None)], timestamp_ms=now_ms)
+    ground.update()
+    assert same(ground.cached(), plain(ground.settings))
+    assert ClickCache(ground.folder.with_name("none"), ground.settings).forget("u", now_ms) == 0
+
+
     ground.update()
     ground.produce_raw([(b"u", None)], timestamp_ms=T0 + 5)
     ground.update()
