@@ -24,6 +24,7 @@ from encoder.errors import Misconfigured
 from encoder.settings import Settings
 from encoder.window import NEVER
 from training.click_manifest import PART_NAME, CacheManifest, ManifestError, Part
+from training.click_merging import SAVED, joined_ranges, to_merge
 from training.click_parts import (
     SCHEMA,
     TIMESTAMP,
@@ -49,12 +50,14 @@ class Plan:
             topic no longer had.
         erased_since_ms: older erasures are no longer remembered.
         part_clicks: most clicks of a part, and in memory.
+        merge_saves: how many files fewer there must be for small parts to be merged.
     """
 
     extent: ClicksExtent
     horizon_ms: int | None = None
     erased_since_ms: int = NEVER
     part_clicks: int = PART_CLICKS
+    merge_saves: int = SAVED
 
 
 @dataclass(frozen=True)
@@ -324,6 +327,20 @@ class ClickCache:
                 number += 1
         self._commit(manifest.model_copy(update={"parts": parts, "to_erase": {}}))
         self._delete_unnamed()
+
+    def _merge(self, plan: Plan) -> None:
+        """Put small parts together, one run of them at a time."""
+        for run in to_merge(
+            self._manifest.parts, most_clicks=plan.part_clicks, saved=plan.merge_saves
+        ):
+            clicks = pa.concat_tables(
+                pq.read_table(self._folder / part.file, schema=SCHEMA) for part in run
+            )
+            parts = list(self._manifest.parts)
+            place = parts.index(run[0])
+            parts[place : place + len(run)] = [self._written(clicks, joined_ranges(run))]
+            self._commit(self._manifest.model_copy(update={"parts": parts}))
+            self._delete_unnamed()
 
     def _written(
         self, clicks: pa.Table, ranges: Mapping[int, tuple[int, int]], number: int | None = None
