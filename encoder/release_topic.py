@@ -63,6 +63,7 @@ class Use(BaseModel):
     Attributes:
         slots: K of the release.
         at_ms: when, in ms since 1970.
+        back_from: the release that they left, where this was a way back: it was found bad.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -70,6 +71,7 @@ class Use(BaseModel):
     release: str
     slots: int
     at_ms: int
+    back_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,16 @@ class ReleaseLog:
     def announcement(self, release: str) -> Announcement | None:
         """Of a release that was announced and not withdrawn."""
         return next((one for one in self.announced if one.release == release), None)
+
+    @property
+    def found_bad(self) -> set[str]:
+        """Releases that readers were pointed back from, and were not pointed at again."""
+        place = {use.release: number for number, use in enumerate(self.used)}
+        return {
+            use.back_from
+            for number, use in enumerate(self.used)
+            if use.back_from is not None and place.get(use.back_from, -1) < number
+        }
 
     def is_filled(self, release: str, partitions: int) -> bool:
         """Whether every partition is reported for the release."""
