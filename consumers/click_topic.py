@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from kafka.errors import (
 from consumers.batch import Rejected
 from consumers.bulk_send import send_all
 from consumers.lease import Lease
+from encoder.announced_items import Offsets
 from encoder.dead_letter_topic import DeadLetter
 from encoder.errors import Misconfigured, Unavailable
 from encoder.kafka_client import (
@@ -37,7 +38,7 @@ from encoder.kafka_client import (
     translated,
 )
 from encoder.records import Record, hand_out_records
-from encoder.release_topic import filled_reports
+from encoder.release_topic import filled_reports, item_reports, withdrawn_reports
 from encoder.settings import Settings
 from encoder.windows_topic import HOW_TO_REBUILD, Extent, WindowRecords, read_window_records
 
@@ -382,19 +383,53 @@ class ClickTopic:
         Raises:
             Outdated: as `commit`; and whatever else that raises.
         """
+        self._report(filled_reports(release, offsets), offsets)
 
+    def take_back(self, reports: Iterable[tuple[str, int]], offsets: dict[int, int]) -> None:
+        """Withdraw reports of releases whose collections this worker does not keep up to date.
+
+        Fenced as `report_filled`: the owner after this one may have filled them since.
+
+        Args:
+            reports: release and partition.
+            offsets: of these partitions, as there.
+
+        Raises:
+            Outdated: as there.
+        """
+        self._report(withdrawn_reports(reports), offsets)
+
+    def report_items(
+        self, seen: Mapping[tuple[str, int], Offsets], offsets: dict[int, int]
+    ) -> None:
+        """Report up to where items are taken into account, by release and partition.
+
+        Fenced as `report_filled`: rows that the owner after this one wrote may know less.
+
+        Args:
+            seen: next offsets of the items topic.
+            offsets: of these partitions, as there.
+
+        Raises:
+            Outdated: as there.
+        """
+        self._report(item_reports(seen), offsets)
+
+    def _report(
+        self, records: Sequence[tuple[bytes, bytes | None]], offsets: dict[int, int]
+    ) -> None:
         def fill() -> None:
             sent = [
                 self._producer.send(self._kafka.releases_topic, key=key, value=value)
-                for key, value in filled_reports(release, offsets)
+                for key, value in records
             ]
             for future in sent:
                 future.get(timeout=self._budget_s)
             self._send_offsets(offsets, membership)
 
         membership = self._membership
-        if offsets:
-            with translated("reporting filled partitions", self._kafka):
+        if records and offsets:
+            with translated("reporting to the releases topic", self._kafka):
                 self._transact(fill, membership)
 
     def _transact(self, fill: Callable[[], None], membership: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from kafka import KafkaProducer
 
-from consumers import update_loop, worker
+from consumers import worker
 from consumers.click_topic import ClickTopic
 from consumers.takeover import Takeover
 from consumers.update_loop import Step, UpdateLoop
@@ -81,7 +81,7 @@ def _with_points(fate: Fate) -> None:
     around(Takeover, "_restore", after="restored")
     around(ItemIndex, "_create", before="item upserted")
     around(ItemIndex, "change", after="item told")
-    around(update_loop, "report_items", before="item report", after="item reported")
+    around(UpdateLoop, "_report_items", before="item report", after="item reported")
     around(ClickTopic, "close", before="leaving")
     until_done = MilvusStore._until_done
     anew: list[Any] = []  # what is being written, where that is of no record
