@@ -99,7 +99,7 @@ class Ground:
         *,
         partitions: int = 2,
         milvus_uri: str = "",
-        release: Callable[[Path, str], Release] = small_release,
+        release: Callable[..., Release] = small_release,
         **worker: object,
     ) -> Iterator[Deployment]:
         """Topics and a release; sessions are short, so that the dead are soon given up."""

@@ -22,6 +22,7 @@ from encoder.interest_index import InterestIndex
 from encoder.item_topic import announce_items
 from encoder.kafka_client import end_offsets
 from encoder.release_topic import ReleaseFollower
+from mindstream.audit import Audit
 from tests.deployment import ITEMS, T0, Deployment, wait_until
 from tests.faults.announcements import CATALOGUE, Announcements
 from tests.faults.faulty_worker import ITEM_STEPS
@@ -78,9 +79,13 @@ def _killed(ground: Ground) -> Outcome:
 
 
 def _moved(ground: Ground) -> Outcome:
-    """Two to four dynamic members: one joins, leaves, dies or sleeps a little at a time."""
+    """Two to four dynamic members: one joins, leaves, dies or sleeps a little at a time.
+
+    In between another release is published, which the partitions are filled for while they move.
+    """
     changes = ground.times(5, 30)
     with _deployment(ground) as deployment:
+        first = deployment.release
         with (
             Traffic(deployment, ground.seed(), per_s=100),
             Announcements(deployment, ground.seed()) as said,
@@ -88,12 +93,20 @@ def _moved(ground: Ground) -> Outcome:
             workers = [ground.worker(deployment) for _ in range(FEWEST)]
             for worker in workers:
                 worker.wait_for("partitions.taken")
-            for _ in range(changes):
+            for number in range(changes):
+                if number == changes // 2:
+                    with structlog.testing.capture_logs():  # as in `_audit`
+                        deployment.publish_next(seed=1)
                 change(ground, deployment, workers)
                 time.sleep(ground.rng.random())  # how far the group is by then is the draw
         for worker in workers:
             worker.kill()
-        return _close(ground, deployment, changes, said)
+        outcome = _close(ground, deployment, changes, said)
+        deployment.release = first
+        other = _audit(deployment)
+        assert other.differences == 0, f"the release before: {other.report()}"
+        deployment.drop_releases(but=first.name)
+        return outcome
 
 
 def _store_killed(ground: Ground) -> Outcome:
@@ -123,26 +136,33 @@ def _close(ground: Ground, deployment: Deployment, injected: int, said: Announce
     worker = ground.worker(deployment, instance="w")
     worker.wait_for("partitions.taken")
     deployment.wait_until_consumed()
+    deployment.wait_until_filled()
     with _reported(deployment) as all_is_reported:
         wait_until(all_is_reported, "workers to report that items are done with")
+    audit = _audit(deployment)
+    worker.end()
+    return Outcome(injected, audit, f"{said.said} records of items")
+
+
+def _audit(deployment: Deployment) -> Audit:
     with structlog.testing.capture_logs():  # it tells every record that is no item
         audit = deployment.audit()
-    worker.end()
     audit.wrong_items += _wrongly_told(deployment)
-    return Outcome(injected, audit, f"{said.said} records of items")
+    return audit
 
 
 @contextmanager
 def _reported(deployment: Deployment) -> Iterator[Callable[[], bool]]:
-    kafka, release = deployment.settings.kafka, deployment.release.name
+    kafka = deployment.settings.kafka
     topic = [TopicPartition(kafka.items_topic, one) for one in range(deployment.partitions)]
     ends = {one.partition: end for one, end in end_offsets(kafka, topic).items()}
     follower = ReleaseFollower(kafka)
 
     def all_is_reported() -> bool:
-        found = follower.poll().items
+        known = follower.poll()
         return all(
-            found.get((release, users), {}).get(partition, 0) >= end
+            known.items.get((one.release, users), {}).get(partition, 0) >= end
+            for one in known.announced
             for users in range(deployment.partitions)
             for partition, end in ends.items()
         )
