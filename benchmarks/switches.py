@@ -228,10 +228,10 @@ def run_switches(ground: Ground, store: StoreName, switches: int) -> dict[str, o
                 started = time.monotonic()
                 switch(settings, index, name, sample=200)
                 filled_s.append(time.monotonic() - started)
-                for _ in range(2):  # back, and forth again
-                    started = time.monotonic()
-                    rollback(settings, index)
-                    rollbacks_ms.append(1000 * (time.monotonic() - started))
+                started = time.monotonic()
+                rollback(settings, index)
+                rollbacks_ms.append(1000 * (time.monotonic() - started))
+                switch(settings, index, name, sample=200)  # and forth again
                 # What was left in the switch before this one, as after a grace time.
                 prune(settings, index, grace_s=0.75 * filled_s[-1])
                 say(f"  {number} of {switches}: {filled_s[-1]:.1f} s from announced to in use")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -18,6 +18,7 @@ from kafka.errors import FencedInstanceIdError, KafkaError
 from consumers.batch import Rejected
 from consumers.lease import Lease
 from consumers.transactions import Outdated, Transactions
+from encoder.announced_items import Offsets
 from encoder.errors import Unavailable
 from encoder.kafka_client import (
     client_config,
@@ -26,6 +27,7 @@ from encoder.kafka_client import (
     translated,
 )
 from encoder.records import Record, hand_out_records
+from encoder.release_topic import filled_reports, item_reports, withdrawn_reports
 from encoder.settings import Settings
 from encoder.windows_topic import Extent, WindowRecords, read_window_records
 
@@ -317,10 +319,56 @@ class ClickTopic:
             self._transactions.commit(windows, rejected, next_offsets, membership)
 
     def report_filled(self, release: str, offsets: dict[int, int]) -> None:
-        """Report partitions as `Transactions.report_filled` does; nothing if there are none."""
-        if offsets:
+        """Report that these partitions' interests are in the release's collection.
+
+        In a transaction with their offsets, so that the group's generation fences it like a commit:
+        an owner that was given up must not report what it no longer keeps up to date.
+
+        Args:
+            release: whose collection it is.
+            offsets: partition → next offset to read, which stays as it is.
+
+        Raises:
+            Outdated: as `commit`; and whatever else that raises.
+        """
+        self._report(filled_reports(release, offsets), offsets)
+
+    def take_back(self, reports: Iterable[tuple[str, int]], offsets: dict[int, int]) -> None:
+        """Withdraw reports of releases whose collections this worker does not keep up to date.
+
+        Fenced as `report_filled`: the owner after this one may have filled them since.
+
+        Args:
+            reports: release and partition.
+            offsets: of these partitions, as there.
+
+        Raises:
+            Outdated: as there.
+        """
+        self._report(withdrawn_reports(reports), offsets)
+
+    def report_items(
+        self, seen: Mapping[tuple[str, int], Offsets], offsets: dict[int, int]
+    ) -> None:
+        """Report up to where items are taken into account, by release and partition.
+
+        Fenced as `report_filled`: rows that the owner after this one wrote may know less.
+
+        Args:
+            seen: next offsets of the items topic.
+            offsets: of these partitions, as there.
+
+        Raises:
+            Outdated: as there.
+        """
+        self._report(item_reports(seen), offsets)
+
+    def _report(
+        self, records: Sequence[tuple[bytes, bytes | None]], offsets: dict[int, int]
+    ) -> None:
+        if records and offsets:
             with self._noting_refusal(self._membership):
-                self._transactions.report_filled(release, offsets, self._membership)
+                self._transactions.report(records, offsets, self._membership)
 
     @contextmanager
     def _noting_refusal(self, membership: Any) -> Iterator[None]:

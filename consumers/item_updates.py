@@ -3,7 +3,8 @@
 A record of the items topic is put into every served release; then whether the item is retrieved is
 written to the store, and users whose windows hold it are encoded anew. All of it takes a bounded
 share of the worker's time. What was done is reported by release and partition of users, so that an
-owner that comes later goes on from there.
+owner that comes later goes on from there. It does so twice: the last write of the owner before may
+land after the first time.
 
 Whoever owns partition p of the users writes the items of partition p of the items topic; if that
 has more partitions, p and every P-th after it.
@@ -59,6 +60,18 @@ class ItemWork:
         return len(self.user_ids) + sum(map(len, self.items.values()))
 
 
+@dataclass(frozen=True, slots=True)
+class _Began:
+    """From where a release's items were written, and users encoded anew, at a takeover.
+
+    Attributes:
+        encoded: None where users were encoded for the first time, or are yet to be.
+    """
+
+    written: Offsets
+    encoded: Offsets | None
+
+
 @dataclass(slots=True)
 class _Search:
     """Users of a partition whose windows hold one of some items."""
@@ -80,6 +93,7 @@ class ItemUpdates:
         *,
         partitions: int,
         share: float,
+        settle_s: float,
     ) -> None:
         """Nothing to do yet; `begin_release` is to be called for what is served.
 
@@ -89,12 +103,15 @@ class ItemUpdates:
             store: the windows that are owned.
             partitions: of the users, all in all.
             share: of the time that may go into it.
+            settle_s: after a takeover nothing of the owner before lands any more.
         """
         self._items = items
         self._served = served
         self._store = store
         self._partitions = partitions
         self._share = share
+        self._settle_s = settle_s
+        self._settling: dict[int, tuple[float, dict[str, _Began]]] = {}  # when, by partition
         self._queue: deque[ItemRecord] = deque()
         _, self._taken = items.take()
         self._applied = dict(self._taken)
@@ -135,7 +152,7 @@ class ItemUpdates:
             self._write_since(served.name, partition)
 
     def begin_partitions(
-        self, partitions: Iterable[int], reports: Mapping[tuple[str, int], Offsets]
+        self, partitions: Iterable[int], reports: Mapping[tuple[str, int], Offsets], now: float
     ) -> dict[tuple[str, int], Offsets]:
         """Partitions were taken over, and are served from now on.
 
@@ -143,18 +160,22 @@ class ItemUpdates:
             partitions: which.
             reports: of those that a release was filled for before: what was reported of items,
                 empty where nothing was. Others were filled with what is known here, or will be.
+            now: as `next` is told.
 
         Returns:
             Reports that are ahead of what is known here, as they have to be now.
         """
         self._take()
         behind: dict[tuple[str, int], Offsets] = {}
-        for served in self._served:
-            for partition in partitions:
+        for partition in partitions:
+            began: dict[str, _Began] = {}
+            self._settling[partition] = now + self._settle_s, began
+            for served in self._served:
                 report = served.name, partition
                 self._written_from[report] = reports.get(report) or served.items_from
                 self._reported.pop(report, None)
                 self._write_since(served.name, partition)
+                began[served.name] = _Began(self._written_from[report], reports.get(report))
                 if report not in reports:
                     continue
                 start = reports[report]
@@ -168,6 +189,7 @@ class ItemUpdates:
         """The partition was lost."""
         self._codes.pop(partition, None)
         self._unreported.pop(partition, None)
+        self._settling.pop(partition, None)
         if self._search is not None and self._search.partition == partition:
             self._search = None
         for held in (self._written_from, self._reported):
@@ -193,7 +215,9 @@ class ItemUpdates:
 
     def wait_s(self, now: float) -> float | None:
         """Seconds until there is something to do; None where nothing is known of."""
-        return max(0.0, self._due_at - now) if self.busy else None
+        due_at = [self._due_at] if self.busy else []
+        due_at += [max(at, self._due_at) for at, _ in self._settling.values()]
+        return max(0.0, min(due_at) - now) if due_at else None
 
     def next(self, now: float) -> ItemWork | None:
         """What to do now, if anything is due.
@@ -204,6 +228,7 @@ class ItemUpdates:
         if now < self._due_at:
             return None
         self._began_at = now
+        self._settle(now)
         self._take()
         if self._queue or any(self._to_write.values()):
             self._apply_some()
@@ -226,7 +251,8 @@ class ItemUpdates:
         """A report was written; what lies before it need not be done again."""
         self._reported.update(report)
         self._written_from.update(report)
-        self._unreported.clear()
+        for partition in self._unreported.keys() - self._settling:
+            del self._unreported[partition]
 
     # Inside --------------------------------------------------------------------------------
 
@@ -235,6 +261,20 @@ class ItemUpdates:
         self._queue.extend(fresh)
         if not self._queue:
             self._applied = dict(self._taken)
+
+    def _settle(self, now: float) -> None:
+        """Do what may have been undone once more, where that is due."""
+        for partition, (due_at, began) in list(self._settling.items()):
+            if due_at > now:
+                continue
+            del self._settling[partition]
+            for served in self._served:
+                # One that is served only since then is written from its beginning, as it was.
+                start = began.get(served.name, _Began(served.items_from, None))
+                self._written_from[served.name, partition] = start.written
+                self._write_since(served.name, partition)
+                if start.encoded is not None:
+                    self._encode_since(served, partition, start.encoded)
 
     def _apply_some(self) -> None:
         some = [self._queue.popleft() for _ in range(min(_RECORDS, len(self._queue)))]
@@ -322,6 +362,8 @@ class ItemUpdates:
             return None
         self._report_at = now + _REPORT_EVERY_S
         applied = dict(self._applied)
-        reports = {(one.name, p) for one in self._served for p in self._store.partitions}
+        # A successor must settle, too, what we have not: it goes on from our predecessor's report.
+        partitions = self._store.partitions - self._settling.keys()
+        reports = {(one.name, p) for one in self._served for p in partitions}
         due = {one: applied for one in reports if self._reported.get(one, {}) != applied}
         return ItemWork(report=due) if due and any(applied.values()) else None

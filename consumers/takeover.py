@@ -36,6 +36,7 @@ class Taken:
     """What a takeover did.
 
     Attributes:
+        offsets: partition → next offset to read, as committed.
         ends: partition → offset that nobody had polled a record at or after.
         recent: partition → users whose window was written a short while ago.
         restored: windows read back.
@@ -47,6 +48,7 @@ class Taken:
         items: (served release, partition filled before) → what was reported of items.
     """
 
+    offsets: dict[int, int]
     ends: dict[int, int]
     recent: dict[int, set[str]]
     restored: int
@@ -108,7 +110,8 @@ class Takeover:
         # First withdraw what will no longer be true once we write.
         log = read_releases(self._settings.kafka)
         outdated = {(r, p) for r, p in log.filled if p in gained and r not in self._served}
-        take_back(self._settings.kafka, outdated)
+        if outdated:
+            self._topic.take_back(outdated, {p: offsets[p] for _, p in outdated})
         ends = self._topic.end_offsets(gained)
         restored, recent = self._restore(gained)
         unfilled = {
@@ -123,10 +126,10 @@ class Takeover:
         others = [a.release for a in log.announced if a.release not in self._served]
         before = [(r.name, p) for r in self._served for p in gained if (r.name, p) in log.filled]
         items = {one: log.items.get(one, {}) for one in before}
-        return Taken(ends, recent, restored, filled, expired, others, unfilled, items)
+        return Taken(offsets, ends, recent, restored, filled, expired, others, unfilled, items)
 
     def let_go(self, releases: Iterable[str], partitions: Iterable[int]) -> None:
-        """Take back reports, since these releases' collections are no longer kept up to date."""
+        """Take back reports of releases that were withdrawn: nobody keeps them up to date."""
         partitions = list(partitions)
         take_back(self._settings.kafka, {(r, p) for r in releases for p in partitions})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from kafka import OffsetAndMetadata, TopicPartition
@@ -19,7 +19,6 @@ from consumers.bulk_send import send_all
 from encoder.dead_letter_topic import DeadLetter
 from encoder.errors import Misconfigured, Unavailable
 from encoder.kafka_client import producer, translated
-from encoder.release_topic import filled_reports
 from encoder.settings import Settings
 from encoder.windows_topic import HOW_TO_REBUILD, Extent
 
@@ -93,14 +92,19 @@ class Transactions:
                 membership,
             )
 
-    def report_filled(self, release: str, offsets: dict[int, int], membership: Any) -> None:
-        """Report that these partitions' interests are in the release's collection.
+    def report(
+        self,
+        records: Sequence[tuple[bytes, bytes | None]],
+        offsets: dict[int, int],
+        membership: Any,
+    ) -> None:
+        """Write to the releases topic what holds only while this worker owns its partitions.
 
-        In a transaction with their offsets, so that the group's generation fences it like a commit:
-        an owner that was given up must not report what it no longer keeps up to date.
+        With the partitions' offsets, so that the group's generation fences it like a commit: an
+        owner that was given up must not report what it no longer keeps up to date.
 
         Args:
-            release: whose collection it is.
+            records: key and value of each.
             offsets: partition → next offset to read, which stays as it is; one at least.
             membership: that this worker holds the partitions under.
 
@@ -111,13 +115,13 @@ class Transactions:
         def fill() -> None:
             sent = [
                 self._producer.send(self._kafka.releases_topic, key=key, value=value)
-                for key, value in filled_reports(release, offsets)
+                for key, value in records
             ]
             for future in sent:
                 future.get(timeout=self._budget_s)
             self._send_offsets(offsets, membership)
 
-        with translated("reporting filled partitions", self._kafka):
+        with translated("reporting to the releases topic", self._kafka):
             self._transact(fill, membership)
 
     def close(self, timeout_s: float) -> None:

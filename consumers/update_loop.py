@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -41,11 +41,11 @@ from consumers.transactions import Outdated
 from consumers.unsettled import Unsettled
 from consumers.window_store import WindowStore
 from consumers.window_wire import to_wires
+from encoder.announced_items import Offsets
 from encoder.errors import LeaseRanOut, Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.item_index import ItemChanges
 from encoder.records import Record
-from encoder.release_topic import report_items
 from encoder.settings import Settings
 
 Step = Literal["polled", "merged", "encoded", "written", "committed"]
@@ -337,9 +337,12 @@ class UpdateLoop:
             self._metrics.ready.set(0)
             try:
                 taken = self._takeover.take(self._gained)
+                behind = self._items.begin_partitions(self._gained, taken.items, time.monotonic())
+                self._topic.report_items(behind, {p: taken.offsets[p] for _, p in behind})
             except (Outdated, LeaseRanOut) as exc:
                 for partition in self._gained:
                     self._store.drop_partition(partition)
+                    self._items.drop_partition(partition)
                 log.warning("takeover.abandoned", reason=repr(exc))
                 return
             give_back()
@@ -349,8 +352,6 @@ class UpdateLoop:
             settled_at = time.monotonic() + self._settings.worker.session_timeout_s
             for release, partitions in taken.unfilled.items():
                 self._backfill.add(release, partitions, not_before=settled_at)
-            behind = self._items.begin_partitions(self._gained, taken.items)
-            report_items(self._settings.kafka, behind)
             self._metrics.unfilled.set(self._backfill.partitions_left)
             self._metrics.restored.inc(taken.restored)
             self._metrics.backfilled.inc(taken.filled)
@@ -503,11 +504,19 @@ class UpdateLoop:
             share, member = self._rejected_share, self._topic.membership
             batch = _Batch([], Decision(), encoded, {}, share, member, items=work.items)
             self._pipeline.submit(batch, work.rows)
-        elif work.report and self.finish() and self._topic.lease_left_s() > 0:
-            report_items(self._settings.kafka, work.report)
-            self._items.reported(work.report)
+        elif work.report and self.finish():
+            self._report_items(work.report)
         self._items.spent(time.monotonic())
         self._show_items()
+
+    def _report_items(self, report: Mapping[tuple[str, int], Offsets]) -> None:
+        # Between batches the position is what is committed; see `_expire_erasures`.
+        positions = {p: self._topic.position(p) for _, p in report}
+        offsets = {p: at for p, at in positions.items() if at is not None}
+        seen = {one: at for one, at in report.items() if one[1] in offsets}
+        with suppress(Outdated):  # it is due again, if the partition stays ours
+            self._topic.report_items(seen, offsets)
+            self._items.reported(seen)
 
     def _show_items(self) -> None:
         self._metrics.items_waiting.set(self._items.busy)

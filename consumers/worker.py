@@ -73,8 +73,14 @@ def run_worker(
                 )
                 if not _await_releases(settings, served, index, stop, health):
                     return
-                share = settings.worker.backfill_share
-                updates = ItemUpdates(items, served, store, partitions=partitions, share=share)
+                updates = ItemUpdates(
+                    items,
+                    served,
+                    store,
+                    partitions=partitions,
+                    share=settings.worker.backfill_share,
+                    settle_s=settings.worker.session_timeout_s,
+                )
                 item_watch = ItemWatch(follower)
                 item_watch.start()
                 try:

@@ -65,6 +65,16 @@ class FurtherItems:
             found = self._vectors[row - self._first]
         return found
 
+    @property
+    def table(self) -> NDArray[np.float32]:
+        """The rows from N+1 to before `end`, float32 (M, D); of those in `free` no item is."""
+        return self._vectors[: len(self._ids)]
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """Rows after the release's own whose item is not known any more."""
+        return tuple(self._free)
+
     def put(self, item_id: str, fields: Mapping[str, FieldValue]) -> tuple[bool, list[str]]:
         """Say what is known of an item from now on; nothing makes it unknown again.
 
@@ -80,22 +90,34 @@ class FurtherItems:
         if made_of is None:
             return False, []
         vector, problems = vector_of(made_of, fields)
+        return self.put_vector(item_id, vector), problems
+
+    def put_vector(self, item_id: str, vector: NDArray[np.float32] | None) -> bool:
+        """Say which vector an item has from now on that the release was not trained on.
+
+        Args:
+            item_id: of such an item.
+            vector: float32 (D,); None where the item is not known any more.
+
+        Returns:
+            Whether windows that hold the item may have other interests now.
+        """
         before = self._row_of.get(item_id)
         if vector is None:
             if before is None:
-                return False, problems
+                return False
             self._free.append(self._row_of.pop(item_id))
-            return True, problems
+            return True
         if before is not None:
             held = self._vectors[before - self._first]
             if held.tobytes() == vector.tobytes():
-                return False, problems
+                return False
             held[:] = vector
-            return True, problems
+            return True
         row = self._new_row(item_id)
         self._row_of[item_id] = row
         self._vectors[row - self._first] = vector
-        return True, problems
+        return True
 
     def table_of(
         self, rows: NDArray[np.integer]

@@ -13,7 +13,7 @@ partition's users take items into account; it goes with the report of that parti
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -63,6 +63,7 @@ class Use(BaseModel):
     Attributes:
         slots: K of the release.
         at_ms: when, in ms since 1970.
+        back_from: the release that they left, where this was a way back: it was found bad.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -70,6 +71,7 @@ class Use(BaseModel):
     release: str
     slots: int
     at_ms: int
+    back_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,16 @@ class ReleaseLog:
     def announcement(self, release: str) -> Announcement | None:
         """Of a release that was announced and not withdrawn."""
         return next((one for one in self.announced if one.release == release), None)
+
+    @property
+    def found_bad(self) -> set[str]:
+        """Releases that readers were pointed back from, and were not pointed at again."""
+        place = {use.release: number for number, use in enumerate(self.used)}
+        return {
+            use.back_from
+            for number, use in enumerate(self.used)
+            if use.back_from is not None and place.get(use.back_from, -1) < number
+        }
 
     def is_filled(self, release: str, partitions: int) -> bool:
         """Whether every partition is reported for the release."""
@@ -255,16 +267,20 @@ def filled_reports(release: str, partitions: Iterable[int]) -> list[tuple[bytes,
     return [(_filled_key(release, partition), b"{}") for partition in partitions]
 
 
-def take_back(settings: KafkaSettings, reports: set[tuple[str, int]]) -> None:
-    """Withdraw reports, since their collections will no longer be kept up to date."""
-    keys = [key for report in reports for key in (_filled_key(*report), _items_key(*report))]
-    _write(settings, [(key, None) for key in keys])
+def withdrawn_reports(reports: Iterable[tuple[str, int]]) -> list[tuple[bytes, None]]:
+    """Keys and no values: their collections will no longer be kept up to date."""
+    return [(key, None) for one in reports for key in (_filled_key(*one), _items_key(*one))]
 
 
-def report_items(settings: KafkaSettings, seen: Mapping[tuple[str, int], Offsets]) -> None:
-    """Report up to where items are taken into account, by release and partition of users."""
+def item_reports(seen: Mapping[tuple[str, int], Offsets]) -> list[tuple[bytes, bytes]]:
+    """Keys and values that say up to where items are taken into account."""
     notes = {report: _ItemsSeen(offsets=dict(offsets)) for report, offsets in seen.items()}
-    _write(settings, [(_items_key(*r), n.model_dump_json().encode()) for r, n in notes.items()])
+    return [(_items_key(*one), note.model_dump_json().encode()) for one, note in notes.items()]
+
+
+def take_back(settings: KafkaSettings, reports: set[tuple[str, int]]) -> None:
+    """Withdraw reports, whoever owns their partitions."""
+    _write(settings, withdrawn_reports(reports))
 
 
 def _items_key(release: str, partition: int) -> bytes:
@@ -275,7 +291,7 @@ def _filled_key(release: str, partition: int) -> bytes:
     return f"{_FILLED}{release}/{partition}".encode()
 
 
-def _write(settings: KafkaSettings, records: list[tuple[bytes, bytes | None]]) -> None:
+def _write(settings: KafkaSettings, records: Sequence[tuple[bytes, bytes | None]]) -> None:
     if not records:
         return
     with translated("writing to the releases topic", settings):

@@ -246,17 +246,31 @@ def erase(
     wait: Annotated[float, typer.Option(min=0, help="Longest wait for a worker, in s.")] = 60,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line, with --verify.")] = False,
 ) -> None:
-    """Forget a user: window and rows, in every release; or prove that nothing is left.
+    """Forget a user: window, rows in every release, clicks that the trainer cached; or prove it.
 
-    With --verify, exits with 1 if anything from before the erasure is still in effect.
+    The trainer's cache is reached if it is on this machine; else its next run forgets the user.
+    With --verify, exits with 1 if anything from before the erasure is still in effect, or cached.
     """
     from encoder.interest_index import InterestIndex
+    from mindstream.cached_clicks import cache_folder, forget_cached
     from mindstream.erasure import find_traces, write_tombstone
+    from mindstream.one_at_a_time import RunsAlready
 
     settings = start.settings()
     if not verify:
-        where = write_tombstone(settings, user, partition=partition, stalled_after_s=wait)
-        typer.echo(f"erased by {where}")
+        written = write_tombstone(settings, user, partition=partition, stalled_after_s=wait)
+        typer.echo(f"erased by {written.where}")
+        try:
+            cached = forget_cached(settings, user, written.up_to_ms)
+            told = (
+                f"{cached} clicks forgotten"
+                if cached is not None
+                else "not on this machine; the"
+                " next training run forgets the user where it is, before it trains"
+            )
+        except RunsAlready:
+            told = "a training reads it; the next run forgets the user, or erase again after this"
+        typer.echo(f"trainer's cache {cache_folder(settings)}: {told}")
         return
     index = InterestIndex(settings.milvus)
     traces = find_traces(settings, index, user)

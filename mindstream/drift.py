@@ -23,6 +23,7 @@ from encoder.nearest import nearest_rows
 from encoder.release_store import read_beside
 from encoder.window import Window
 from mindstream.audit import columns_of
+from mindstream.live_release import LiveRelease
 
 DRIFT_FILE: Final = "drift.json"
 N_NEAREST: Final = 20
@@ -42,12 +43,13 @@ class Drift(BaseModel):
         warm: whether `release` was trained from `before`.
         users: drawn, with interests in both.
         changed: share of them whose strongest interest leads elsewhere, see `strongest_changed`.
-        shared_items: items that both know.
+        shared_items: items that both retrieve.
         item_cosine: mean cosine between the vectors of the same item; around 0 without a warm
             start, since the spaces have nothing in common; None where their widths differ.
         interest_cosine: mean cosine between the interests of one user, in `release`, over users who
             have several; 1 where all are the same.
-        coverage: share of the items of `release` that are among the nearest of anybody drawn.
+        coverage: share of the items that `release` retrieves that are among the nearest of anybody
+            drawn.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,39 +76,40 @@ class Drift(BaseModel):
         )
 
 
-def measure_drift(before: MindEncoder, after: MindEncoder, windows: Sequence[Window]) -> Drift:
+def measure_drift(before: LiveRelease, after: LiveRelease, windows: Sequence[Window]) -> Drift:
     """Compare two releases on users' windows.
 
     Args:
-        before: of the release that readers leave.
-        after: of the one that they go over to.
+        before: the release that readers leave.
+        after: the one that they go over to.
         windows: of users drawn at random.
     """
-    old, new = encode(before, windows), encode(after, windows)
-    rows = before.release.rows(after.release.item_ids)
-    known = np.flatnonzero(rows)
-    old_items, new_items = before.release.items[rows[known]], after.release.items[known + 1]
+    old, new = encode(before.encoder, windows), encode(after.encoder, windows)
+    item_ids = after.retrieved()
+    places, others = before.positions(item_ids), after.positions(item_ids)
+    known = places >= 0
+    old_items, new_items = before.vectors(places[known]), after.vectors(others[known])
     changed = strongest_changed(old, new, old_items, new_items)
-    manifest = after.release.manifest
+    manifest = after.encoder.release.manifest
     comparable = old_items.shape == new_items.shape
-    started_warm = manifest.parent == before.release.name and manifest.metrics.get("warm") == 1.0
+    started_warm = manifest.parent == before.name and manifest.metrics.get("warm") == 1.0
     return Drift(
-        release=after.release.name,
-        before=before.release.name,
+        release=after.name,
+        before=before.name,
         at=datetime.now(UTC),
         warm=started_warm,
         users=len(changed),
         changed=round(_mean(changed), 4),
-        shared_items=len(known),
+        shared_items=len(old_items),
         item_cosine=round(_mean(cosines(old_items, new_items)), 4) if comparable else None,
         interest_cosine=round(new.mean_cosine(), 4),
-        coverage=round(coverage(new, after.release.items[1:]), 4),
+        coverage=round(after.coverage(new, N_COVERED), 4),
     )
 
 
 def encode(encoder: MindEncoder, windows: Sequence[Window]) -> InterestBatch:
     """Interests of windows, which are the U users of the batch."""
-    columns = columns_of(encoder.release, windows)
+    columns = columns_of(encoder, windows)
     rows, ages = encoder_inputs(columns, window_length=encoder.release.manifest.window_length)
     return encoder.encode(rows, ages)
 

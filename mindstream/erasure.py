@@ -17,14 +17,28 @@ from encoder.settings import Settings
 from encoder.topics import check_topics
 from encoder.window import NEVER, Window
 from encoder.windows_topic import read_windows
+from mindstream.cached_clicks import CachedClicks, find_cached
 from mindstream.group import wait_until_committed
 
 _TIMEOUT_S: Final = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """A record that has a user forgotten.
+
+    Attributes:
+        where: it is, as topic[partition] offset.
+        up_to_ms: clicks up to then are forgotten.
+    """
+
+    where: str
+    up_to_ms: int
+
+
 def write_tombstone(
     settings: Settings, user_id: str, *, partition: int | None, stalled_after_s: float
-) -> str:
+) -> Tombstone:
     """Write a tombstone for a user, and wait until a worker has applied it.
 
     Args:
@@ -32,9 +46,6 @@ def write_tombstone(
         user_id: whom to forget.
         partition: where the user's clicks are; the default partitioner's choice if None.
         stalled_after_s: the longest wait without progress of the group.
-
-    Returns:
-        Where the tombstone is, as topic[partition] offset.
 
     Raises:
         Misconfigured: that is no user id, there is no such partition, or the user's window is on
@@ -67,7 +78,7 @@ def write_tombstone(
                 f"the user's window is on partition {other}, and the tombstone is {where}:"
                 f" producers do not use Kafka's own partitioner. Erase with --partition {other}"
             )
-    return where
+    return Tombstone(where, written.timestamp)
 
 
 @dataclass(slots=True)
@@ -83,6 +94,7 @@ class Traces:
         new_clicks: those from after it.
         dead_letters: records on the dead-letter topic that name the user; they go with its
             retention, and none from before the erasure takes effect when it is replayed.
+        cached: what the trainer's cache on this machine has.
     """
 
     user_id: str
@@ -92,13 +104,24 @@ class Traces:
     old_clicks: int = 0
     new_clicks: int = 0
     dead_letters: int = 0
+    cached: CachedClicks | None = None
+
+    @property
+    def cached_before(self) -> int:
+        """Clicks in the cache from before the erasure; all of them if none is known."""
+        times_ms = self.cached.times_ms if self.cached is not None else ()
+        if self.erased_at_ms == NEVER:
+            return len(times_ms)
+        return sum(at <= self.erased_at_ms for at in times_ms)
 
     @property
     def absent(self) -> bool:
-        """Whether nothing from before the erasure is in effect anywhere.
+        """Whether nothing from before the erasure is in effect anywhere, or in the cache.
 
         Clicks from after it start afresh: they may have a window, and then rows.
         """
+        if self.cached_before or (self.cached is not None and self.cached.unread):
+            return False
         fresh = self.erased_at_ms != NEVER and any(one.clicks for one in self.windows.values())
         if not fresh:
             return not any(self.rows.values()) and not any(w.clicks for w in self.windows.values())
@@ -126,6 +149,8 @@ class Traces:
             "old_clicks": self.old_clicks,
             "new_clicks": self.new_clicks,
             "dead_letters": self.dead_letters,
+            "cached_clicks": self.cached_before,
+            "cache_unread": len(self.cached.unread) if self.cached is not None else 0,
         }
 
     def _places(self) -> list[tuple[str, str]]:
@@ -144,7 +169,19 @@ class Traces:
         places.append(
             ("dead-letter topic", f"{self.dead_letters} records, until its retention deletes them")
         )
+        if self.cached is not None:
+            places.append((f"trainer's cache {self.cached.folder}", self._in_cache(self.cached)))
         return places
+
+    def _in_cache(self, cached: CachedClicks) -> str:
+        if not cached.there:
+            return "not on this machine; look on the trainer's"
+        told = f"{self.cached_before} clicks from before"
+        if self.cached_before:
+            told += ", until `mindstream erase` here, or until the next training run has begun"
+        if cached.unread:
+            told += f"; {', '.join(cached.unread)} cannot be read: the next training run mends that"
+        return told
 
 
 def find_traces(settings: Settings, index: InterestIndex, user_id: str) -> Traces:
@@ -152,7 +189,7 @@ def find_traces(settings: Settings, index: InterestIndex, user_id: str) -> Trace
 
     Raises:
         Misconfigured: that is no user id.
-        Unavailable: Kafka or Milvus does not answer.
+        Unavailable: Kafka or Milvus does not answer, or a training writes to its cache.
     """
     key = _key(user_id)
     traces = Traces(user_id)
@@ -160,6 +197,7 @@ def find_traces(settings: Settings, index: InterestIndex, user_id: str) -> Trace
     _find_clicks(settings, traces)
     _find_dead_letters(settings, key, traces)
     traces.rows = index.rows_by_collection(user_id)
+    traces.cached = find_cached(settings, user_id)
     return traces
 
 

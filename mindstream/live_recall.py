@@ -13,10 +13,9 @@ from typing import Final
 
 import numpy as np
 
-from encoder.mind_encoder import MindEncoder
-from encoder.nearest import nearest_rows
 from encoder.window import Window, from_wire, to_wire
 from mindstream.drift import encode
+from mindstream.live_release import LiveRelease
 
 CUTS: Final = (20, 50)
 _MOST: Final = max(CUTS)
@@ -49,7 +48,8 @@ class LiveRecall:
         recall: share of them among so many items nearest to the user's interests, by number.
         popularity: share of them among so many of the most popular items, by number.
         observed: clicks from after the release's training.
-        unknown: share of those on items that the release does not know, which it can only miss.
+        unknown: share of those on items that the release did not know when they were judged,
+            neither from its training nor from the items topic: it could only miss them.
     """
 
     clicks: int
@@ -76,15 +76,18 @@ class NewestClicks:
                 self._scored.popleft()  # of the click that gives way
             self._clicks.append(click)
 
-    def judge(self, encoder: MindEncoder) -> LiveRecall:
-        """What a release finds of them; another one than before judges all of them anew."""
-        if self._release != encoder.release.name:
+    def judge(self, live: LiveRelease) -> LiveRecall:
+        """What a release finds of them; another one than before judges all of them anew.
+
+        A click is judged once, among the items that are retrieved then.
+        """
+        if self._release != live.name:
             self._scored.clear()
-            self._release = encoder.release.name
+            self._release = live.name
         fresh = list(self._clicks)[len(self._scored) :]
         for start in range(0, len(fresh), _AT_ONCE):
-            self._scored.extend(_ranks(encoder, fresh[start : start + _AT_ONCE]))
-        until_ms = encoder.release.manifest.training.until_ms
+            self._scored.extend(_ranks(live, fresh[start : start + _AT_ONCE]))
+        until_ms = live.encoder.release.manifest.training.until_ms
         pairs = zip(self._clicks, self._scored, strict=True)
         observed = [(click, *scored) for click, scored in pairs if click.timestamp_ms > until_ms]
         counted = [
@@ -106,11 +109,11 @@ def _share(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _ranks(encoder: MindEncoder, clicks: Sequence[SeenClick]) -> Iterator[tuple[int, bool]]:
+def _ranks(live: LiveRelease, clicks: Sequence[SeenClick]) -> Iterator[tuple[int, bool]]:
     """Each item's place among those nearest to the interests before it, and whether it is known."""
-    batch = encode(encoder, [from_wire(click.before) for click in clicks])
-    found = nearest_rows(batch.vectors, batch.counts, encoder.release.items[1:], _MOST)
-    rows = encoder.release.rows(click.item_id for click in clicks)
+    batch = encode(live.encoder, [from_wire(click.before) for click in clicks])
+    found = live.nearest(batch, _MOST)
+    rows = live.encoder.rows(click.item_id for click in clicks)
     for row, nearest in zip(rows.tolist(), found, strict=True):
         places = np.flatnonzero(nearest == row - 1)  # where nothing is found, all are -1
         found_at = int(places[0]) if row and len(places) else _MISSED

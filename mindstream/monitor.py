@@ -21,8 +21,9 @@ from encoder.release_topic import ReleaseFollower
 from encoder.settings import Settings
 from encoder.topics import check_topics
 from encoder.windows_topic import read_extents
-from mindstream.drift import Drift, coverage, encode, stored_drift
+from mindstream.drift import N_COVERED, Drift, encode, stored_drift
 from mindstream.live_recall import NewestClicks, new_clicks, popular_items
+from mindstream.live_release import LiveRelease
 from mindstream.monitor_metrics import MonitorMetrics
 from mindstream.window_sample import WindowFollower
 
@@ -87,7 +88,7 @@ class Monitor:
         self._partitions = partitions
         self._metrics = metrics
         self._health = health
-        self._encoder: MindEncoder | None = None
+        self._live: LiveRelease | None = None
         self._drift: Drift | None = None
         self._topic_id: str | None = None
         self._start_anew()
@@ -107,19 +108,20 @@ class Monitor:
         """
         self._see_to_the_topic()
         self._follow()
-        encoder = self._in_use()
-        if encoder is None:
+        live = self._in_use()
+        if live is None:
             self._health.waiting_for("a release in use; publish one with `mindstream train`")
             return
-        found = self._newest.judge(encoder)
+        live.follow(self._index.items)
+        found = self._newest.judge(live)
         self._health.progress()
-        batch = encode(encoder, self._windows.sample.windows(_SAMPLE))
-        cosine, covered = batch.mean_cosine(), coverage(batch, encoder.release.items[1:])
-        self._metrics.measured(encoder.release.name, found, cosine, covered, self._drift)
+        batch = encode(live.encoder, self._windows.sample.windows(_SAMPLE))
+        cosine, covered = batch.mean_cosine(), live.coverage(batch, N_COVERED)
+        self._metrics.measured(live.name, found, cosine, covered, self._drift)
         self._health.waiting_for("")
         log.info(
             "monitor.measured",
-            release=encoder.release.name,
+            release=live.name,
             users=len(self._windows.sample),
             clicks=found.clicks,
             recall=found.recall,
@@ -154,23 +156,23 @@ class Monitor:
         self._all_read = True
         self._metrics.users.set(len(sample))
 
-    def _in_use(self) -> MindEncoder | None:
-        """The encoder of the release that readers read; None where there is none to load yet."""
+    def _in_use(self) -> LiveRelease | None:
+        """The release that readers read; None where there is none to load yet."""
         in_use = self._index.release_in_use()
         known = self._releases.poll()
         announced = None if in_use is None else known.announcement(in_use.name)
         if announced is None:
-            self._encoder = None
+            self._live = None
             self._metrics.nothing_in_use()
             return None
-        if self._encoder is None or self._encoder.release.name != announced.release:
+        if self._live is None or self._live.name != announced.release:
             release = fetch_announced(announced, self._settings)
-            self._encoder = MindEncoder(release, self._settings.worker.encoder_threads)
+            self._live = LiveRelease(MindEncoder(release, self._settings.worker.encoder_threads))
             self._drift = None
             log.info("monitor.release", release=release.name)
         if self._drift is None:  # the publisher stores it a moment after it moves the pointer
             self._drift = _stored_drift(announced.url)
-        return self._encoder
+        return self._live
 
 
 def _stored_drift(url: str) -> Drift | None:

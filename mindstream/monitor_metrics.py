@@ -37,7 +37,7 @@ _FIGURES: Final[dict[str, tuple[str, list[str]]]] = {
         [],
     ),
     "mindstream_coverage_ratio": (
-        "Share of the release's items that are among the nearest of anybody drawn.",
+        "Share of the items that are retrieved that are among the nearest of anybody drawn.",
         [],
     ),
     "mindstream_switch_changed_ratio": (

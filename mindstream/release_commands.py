@@ -16,6 +16,7 @@ from mindstream import start
 
 if TYPE_CHECKING:
     from encoder.interest_index import InterestIndex
+    from encoder.release_topic import Use
     from encoder.settings import Settings
 
 app = typer.Typer(help="Releases, and which of them readers read.", no_args_is_help=True)
@@ -45,18 +46,24 @@ def list_releases() -> None:
         partitions = check_topics(settings.kafka)
         known, in_use = read_releases(settings.kafka), index.release_in_use()
     table = Table("release", "partitions filled", "readers came", "in use", "where")
-    came = {use.release: use.at_ms for use in known.used}
+    came = {use.release: use for use in known.used}
     for one in known.announced:
         filled = sum((one.release, partition) in known.filled for partition in range(partitions))
-        at_ms = came.get(one.release)
         table.add_row(
             one.release,
             f"{filled} of {partitions}",
-            "" if at_ms is None else f"{datetime.fromtimestamp(at_ms / 1000, UTC):%F %T}",
+            _told(came.get(one.release)),
             "yes" if in_use is not None and in_use.name == one.release else "",
             one.url,
         )
     Console().print(table)
+
+
+def _told(use: Use | None) -> str:
+    if use is None:
+        return ""
+    back = "" if use.back_from is None else f", back from {use.back_from}"
+    return f"{datetime.fromtimestamp(use.at_ms / 1000, UTC):%F %T}{back}"
 
 
 @app.command()
@@ -133,6 +140,7 @@ def drift(
         waiting.start("comparing releases")
         found = drift_of(
             settings,
+            index.items,
             known,
             release,
             in_use.name if in_use is not None else None,
@@ -147,7 +155,10 @@ def drift(
 
 @app.command()
 def rollback() -> None:
-    """Point readers back at the release they read before, which is still kept up to date."""
+    """Point readers back at the release they read before, which is still kept up to date.
+
+    Once: the release that they leave is not gone back to, but by `mindstream release use`.
+    """
     from mindstream.release_switch import rollback as roll_back
 
     with _store() as (settings, index):

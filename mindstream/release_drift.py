@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from encoder.errors import Misconfigured, Unavailable
+from encoder.item_index import ItemIndex
 from encoder.mind_encoder import MindEncoder
 from encoder.release import Release
 from encoder.release_store import store_beside
@@ -15,6 +16,7 @@ from encoder.settings import Settings
 from encoder.topics import check_topics
 from encoder.window import Window
 from mindstream.drift import DRIFT_FILE, Drift, measure_drift, stored_drift
+from mindstream.live_release import LiveRelease
 from mindstream.window_sample import draw_windows
 
 log = structlog.get_logger()
@@ -29,6 +31,7 @@ def predecessor(known: ReleaseLog, release: str) -> str | None:
 
 def note_drift(
     settings: Settings,
+    items: ItemIndex,
     url: str,
     before: str | None,
     release: Release,
@@ -42,6 +45,7 @@ def note_drift(
 
     Args:
         settings: how many threads encode.
+        items: what the store retrieves beyond the releases' own items.
         url: where the release lies.
         before: the release that they left; there is nothing to measure without one.
         release: the one that they read now.
@@ -52,7 +56,7 @@ def note_drift(
     if before is None:
         return
     try:
-        drift = _between(settings, fetch(before), release, windows)
+        drift = _between(settings, items, fetch(before), release, windows)
         store_beside(url, DRIFT_FILE, drift.model_dump_json(indent=2))
     except (Unavailable, Misconfigured) as exc:
         log.warning("release.drift_not_measured", release=release.name, error=str(exc))
@@ -63,6 +67,7 @@ def note_drift(
 
 def drift_of(
     settings: Settings,
+    items: ItemIndex,
     known: ReleaseLog,
     name: str | None,
     in_use: str | None,
@@ -76,6 +81,7 @@ def drift_of(
 
     Args:
         settings: where everything is.
+        items: what the store retrieves beyond the releases' own items.
         known: the releases topic.
         name: of the release; the one in use if None.
         in_use: that readers read.
@@ -102,11 +108,18 @@ def drift_of(
     if before is None:
         raise Misconfigured(f"readers read no release before {name}; name one with --before")
     windows = draw_windows(settings, check_topics(settings.kafka), sample, seed=0)
-    return _between(settings, fetch(before), release, windows)
+    return _between(settings, items, fetch(before), release, windows)
 
 
 def _between(
-    settings: Settings, before: Release, release: Release, windows: Sequence[Window]
+    settings: Settings,
+    items: ItemIndex,
+    before: Release,
+    release: Release,
+    windows: Sequence[Window],
 ) -> Drift:
     threads = settings.worker.encoder_threads
-    return measure_drift(MindEncoder(before, threads), MindEncoder(release, threads), windows)
+    left, live = (LiveRelease(MindEncoder(one, threads)) for one in (before, release))
+    for one in (left, live):
+        one.follow(items)
+    return measure_drift(left, live, windows)

@@ -92,24 +92,41 @@ def switch(
     moved = in_use is not None and in_use.name != name  # else it is repeated, after it was killed
     left = in_use.name if in_use is not None and moved else predecessor(known, name)
     fetch = partial(announced_release, settings, known)
-    note_drift(settings, announced.url, left, release, fetch, drawn[-1], tell)
+    note_drift(settings, index.items, announced.url, left, release, fetch, drawn[-1], tell)
     return certificate
 
 
 def rollback(settings: Settings, index: InterestIndex) -> Use:
     """Point readers back at the release they read before, which is kept up to date for that.
 
+    Never at one that they were pointed back from, and not twice in a row: what is meant by a second
+    time is for `switch` to be told by name.
+
     Raises:
-        Misconfigured: there is none, or it is no longer kept up to date.
+        Misconfigured: there is none, it is no longer kept up to date, or the release in use is
+            one that readers were pointed back at.
     """
     in_use = index.release_in_use()
     known = read_releases(settings.kafka)
+    last = next((u for u in known.used if in_use is not None and u.release == in_use.name), None)
+    if last is not None and last.back_from is not None:
+        others = [one.release for one in known.announced if one.release != last.release]
+        raise Misconfigured(
+            f"readers were pointed back at release {last.release} already, from {last.back_from}."
+            f" Others that are kept: {', '.join(others) or 'none'}; `mindstream release use NAME`"
+            " points readers at one of them"
+        )
     before = [one for one in known.used if in_use is None or one.release != in_use.name]
-    kept = [one for one in before if known.announcement(one.release) is not None]
+    kept = [
+        one
+        for one in before
+        if known.announcement(one.release) is not None and one.release not in known.found_bad
+    ]
     if not kept:
         raise Misconfigured(
-            "there is no release to go back to: none that readers read before is kept"
-            " (MINDSTREAM_RELEASES__GRACE_S says for how long one is)"
+            "there is no release to go back to: none that readers read before is kept, but for"
+            " those that they were pointed back from (MINDSTREAM_RELEASES__GRACE_S says for how"
+            " long one is)"
         )
     to = kept[-1]
     of = {name: {p for release, p in known.filled if release == name} for name, _ in known.filled}
@@ -119,7 +136,19 @@ def rollback(settings: Settings, index: InterestIndex) -> Use:
             f"release {to.release} is not kept up to date on every partition; are all workers"
             f" running? `mindstream release use {to.release}` waits until it is"
         )
-    return _point_at(settings, index, known, in_use, to.release, to.slots)
+    back = Use(
+        release=to.release,
+        slots=to.slots,
+        at_ms=int(time.time() * 1000),
+        back_from=in_use.name,
+    )
+    _note_first(settings, known, in_use)
+    # Before readers are there: if this process died in between, another call must not take them
+    # to the release that they left.
+    note_use(settings.kafka, back)
+    index.use_release(back.release, back.slots)
+    log.info("release.in_use", release=back.release, before=in_use.name, back=True)
+    return back
 
 
 def prune(settings: Settings, index: InterestIndex, *, grace_s: float) -> list[str]:
@@ -237,15 +266,20 @@ def _point_at(
     before: ReleaseInUse | None,
     name: str,
     slots: int,
-) -> Use:
-    now_ms = int(time.time() * 1000)
-    if before is not None and before.name not in {use.release for use in known.used}:
-        # The first one, which a worker pointed readers at. Noted before readers leave it, because
-        # it could not be found again if this process died in between.
-        first = Use(release=before.name, slots=before.slots, at_ms=now_ms)
-        note_use(settings.kafka, first)
+) -> None:
+    _note_first(settings, known, before)
     index.use_release(name, slots)
-    use = Use(release=name, slots=slots, at_ms=now_ms)
-    note_use(settings.kafka, use)
+    stays = before is not None and before.name == name
+    if not (stays and known.used and known.used[-1].release == name):  # else it is noted
+        note_use(settings.kafka, Use(release=name, slots=slots, at_ms=int(time.time() * 1000)))
     log.info("release.in_use", release=name, before=before and before.name)
-    return use
+
+
+def _note_first(settings: Settings, known: ReleaseLog, in_use: ReleaseInUse | None) -> None:
+    """Note the first release, which a worker pointed readers at.
+
+    Before readers leave it, because it could not be found again if this process died in between.
+    """
+    if in_use is not None and in_use.name not in {use.release for use in known.used}:
+        now_ms = int(time.time() * 1000)
+        note_use(settings.kafka, Use(release=in_use.name, slots=in_use.slots, at_ms=now_ms))

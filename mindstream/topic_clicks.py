@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from encoder.click_history import ClicksExtent, clicks_extent
 from encoder.settings import Settings
+from mindstream.cached_clicks import cache_folder
 from mindstream.progress import Waiting
 from training import ranks
 from training.click_cache import PART_CLICKS, ClickCache, Plan
@@ -40,11 +41,6 @@ class _Note(BaseModel):
     at_ms: int
     begins: dict[int, int]
     ends: dict[int, int]
-
-
-def cache_folder(settings: Settings) -> Path:
-    """Where the clicks read so far are."""
-    return Path(settings.trainer.click_cache or Path(settings.releases.cache) / "clicks")
 
 
 def read_topic_clicks(

@@ -18,6 +18,7 @@ from encoder.release import Release, ReleaseError, ReleaseUnavailableError, forc
 from encoder.release_store import fetch_release, store_beside
 from encoder.release_topic import read_releases
 from encoder.settings import Settings
+from mindstream.cached_clicks import training_lock
 from mindstream.one_at_a_time import only_one
 from mindstream.progress import Waiting
 from mindstream.release_switch import prune, switch
@@ -97,7 +98,7 @@ def run_training(
     checkpoints = Checkpoints(
         Path(settings.releases.cache) / "checkpoint", settings.trainer.checkpoint_every_s
     )
-    lock = Path(settings.releases.cache) / f"trainer_{ranks.rank()}.lock"
+    lock = training_lock(settings, ranks.rank())
     with only_one(lock, "training with this cache"), Waiting(console) as waiting:
 
         def run() -> Release | None:

@@ -46,6 +46,7 @@ class Deployment:
     release: Release
     partitions: int
     folder: Path
+    make_release: Callable[..., Release]
 
     def produce(self, clicks: Iterable[Click]) -> None:
         """Put clicks on the topic, in order."""
@@ -162,7 +163,7 @@ class Deployment:
 
     def publish(self, name: str, *, seed: int) -> Release:
         """Publish another release; workers keep it up to date beside the others."""
-        release = small_release(self.folder, name, seed=seed)
+        release = self.make_release(self.folder, name, seed=seed)
         index = InterestIndex(self.settings.milvus)
         publish(release, self.settings, index)
         index.close()
@@ -184,7 +185,7 @@ def deployed(
     *,
     partitions: int = 4,
     worker: Mapping[str, object] = {},
-    release: Callable[[Path, str], Release] = small_release,
+    release: Callable[..., Release] = small_release,
 ) -> Iterator[Deployment]:
     """Topics and a published release under names of their own; its collections go at the end.
 
@@ -194,7 +195,7 @@ def deployed(
         folder: for releases and logs.
         partitions: of clicks and windows.
         worker: further settings of the workers.
-        release: makes one, given a folder for it and its name.
+        release: makes one, given a folder for it and its name; and a seed, for later ones.
     """
     name = f"t{uuid.uuid4().hex[:10]}"
     base, made = load_settings(), release(folder, name)
@@ -227,7 +228,7 @@ def deployed(
         }
     )
     create_topics(settings, partitions=partitions, replication=1)
-    deployment = Deployment(settings, made, partitions, folder)
+    deployment = Deployment(settings, made, partitions, folder, release)
     index = InterestIndex(settings.milvus)
     publish(deployment.release, settings, index)
     try:

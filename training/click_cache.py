@@ -24,6 +24,7 @@ from encoder.errors import Misconfigured
 from encoder.settings import Settings
 from encoder.window import NEVER
 from training.click_manifest import PART_NAME, CacheManifest, ManifestError, Part
+from training.click_merging import SAVED, joined_ranges, to_merge
 from training.click_parts import (
     SCHEMA,
     TIMESTAMP,
@@ -49,12 +50,14 @@ class Plan:
             topic no longer had.
         erased_since_ms: older erasures are no longer remembered.
         part_clicks: most clicks of a part, and in memory.
+        merge_saves: how many files fewer there must be for small parts to be merged.
     """
 
     extent: ClicksExtent
     horizon_ms: int | None = None
     erased_since_ms: int = NEVER
     part_clicks: int = PART_CLICKS
+    merge_saves: int = SAVED
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,48 @@ class ClickCache:
             kept = {part.number for part in self._manifest.parts}
             self._read_new(plan, current, progress)
             self._erase(kept)
-        rows = {part.number: part.rows for part in self._manifest.parts}
-        old = sum(count for number, count in rows.items() if number in kept)
-        return Cached(new=sum(rows.values()) - old, kept=old)
+            rows = {part.number: part.rows for part in self._manifest.parts}
+            old = sum(count for number, count in rows.items() if number in kept)
+            cached = Cached(new=sum(rows.values()) - old, kept=old)
+            if cached.new:  # else another process of this training may be reading the parts
+                self._merge(plan)
+        return cached
+
+    def forget(self, user_id: str, up_to_ms: int) -> int:
+        """Forget a user's clicks now, as the next update would once it has read the tombstone.
+
+        No training may read the parts meanwhile. One that is killed leaves the rest to the next
+        update.
+
+        Args:
+            user_id: whose.
+            up_to_ms: those up to then.
+
+        Returns:
+            How many clicks are gone.
+
+        Raises:
+            Misconfigured: a part is damaged; the next update reads it again, and forgets the user.
+        """
+        if not self._folder.exists():
+            return 0
+        with _locked(self._folder / ".lock"):
+            found = CacheManifest.read(self._folder)
+            if found is None:
+                return 0
+            name = pseudonym(user_id)
+            erased = {**found.erased, name: max(up_to_ms, found.erased.get(name, NEVER))}
+            to_erase = {**found.to_erase, user_id: erased[name]}
+            before = sum(part.rows for part in found.parts)
+            self._commit(found.model_copy(update={"erased": erased, "to_erase": to_erase}))
+            try:
+                self._erase(set())
+            except (OSError, pa.ArrowException) as error:
+                raise Misconfigured(
+                    f"the cache in {self._folder} is damaged: {error}; the next training run reads"
+                    " what is missing again, and forgets the user before it trains"
+                ) from error
+        return before - sum(part.rows for part in self._manifest.parts)
 
     def _open(self, current: ClicksExtent) -> None:
         anew = CacheManifest(topic=self._topic, topic_id=current.topic_id)
@@ -285,6 +327,20 @@ class ClickCache:
                 number += 1
         self._commit(manifest.model_copy(update={"parts": parts, "to_erase": {}}))
         self._delete_unnamed()
+
+    def _merge(self, plan: Plan) -> None:
+        """Put small parts together, one run of them at a time."""
+        for run in to_merge(
+            self._manifest.parts, most_clicks=plan.part_clicks, saved=plan.merge_saves
+        ):
+            clicks = pa.concat_tables(
+                pq.read_table(self._folder / part.file, schema=SCHEMA) for part in run
+            )
+            parts = list(self._manifest.parts)
+            place = parts.index(run[0])
+            parts[place : place + len(run)] = [self._written(clicks, joined_ranges(run))]
+            self._commit(self._manifest.model_copy(update={"parts": parts}))
+            self._delete_unnamed()
 
     def _written(
         self, clicks: pa.Table, ranges: Mapping[int, tuple[int, int]], number: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,19 +80,7 @@ class Forgotten:
 
     def in_part(self, path: Path) -> bool:
         """Whether a part holds a click to forget; reads only where such a user may be."""
-        with pq.ParquetFile(path) as file:
-            place = file.schema_arrow.names.index(USER)
-            for group in range(file.num_row_groups):
-                users: Any = file.metadata.row_group(group).column(place).statistics
-                # UTF-8 sorts as its code points do.
-                outside = (
-                    users is not None
-                    and users.has_min_max
-                    and not any(users.min <= user <= users.max for user in self._users)
-                )
-                if not outside and self._rows(file.read_row_group(group, [USER, TIMESTAMP])).any():
-                    return True
-        return False
+        return any(self._rows(clicks).any() for clicks in _groups_with(path, self._users))
 
     def removed_from(self, clicks: pa.Table) -> pa.Table:
         """What is left."""
@@ -103,3 +91,32 @@ class Forgotten:
         marks = self._marks[pc.fill_null(found, -1).to_numpy()]  # -1 is the last: never
         rows: npt.NDArray[np.bool_] = clicks.column(TIMESTAMP).to_numpy() <= marks
         return rows
+
+
+def times_of(path: Path, user_id: str) -> list[int]:
+    """When a user's clicks in a part were, in ms.
+
+    Raises:
+        OSError, ArrowException: it cannot be read.
+    """
+    found: list[int] = []
+    for clicks in _groups_with(path, [user_id]):
+        own = clicks.filter(pc.field(USER) == user_id)
+        found += own.column(TIMESTAMP).to_numpy().tolist()
+    return found
+
+
+def _groups_with(path: Path, user_ids: Sequence[str]) -> Iterator[pa.Table]:
+    """Users and times of the row groups that clicks of some users may be in."""
+    with pq.ParquetFile(path) as file:
+        place = file.schema_arrow.names.index(USER)
+        for group in range(file.num_row_groups):
+            users: Any = file.metadata.row_group(group).column(place).statistics
+            # UTF-8 sorts as its code points do.
+            outside = (
+                users is not None
+                and users.has_min_max
+                and not any(users.min <= user <= users.max for user in user_ids)
+            )
+            if not outside:
+                yield file.read_row_group(group, [USER, TIMESTAMP])

@@ -17,6 +17,7 @@ from tests.faults import (
     brokers,
     crashes,
     erasures,
+    items,
     rebalances,
     stores,
     windows,
@@ -33,6 +34,7 @@ FAULTS: list[Fault] = [
     *stores.FAULTS,
     *bad_clicks.FAULTS,
     *erasures.FAULTS,
+    *items.FAULTS,
     *windows.FAULTS,
     *zombies.EXPERIMENTS,
 ]

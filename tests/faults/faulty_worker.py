@@ -17,7 +17,8 @@ from kafka import KafkaProducer
 from consumers import worker
 from consumers.click_topic import ClickTopic
 from consumers.takeover import Takeover
-from consumers.update_loop import Step
+from consumers.update_loop import Step, UpdateLoop
+from encoder.item_index import ItemIndex
 from encoder.milvus_store import Lease, MilvusStore, for_ever
 from mindstream import cli
 
@@ -33,6 +34,14 @@ WITHIN_STEPS = (
     "restored",
     "filled",  # a release's rows of one partition are written, but not reported
     "leaving",  # asked to stop, the last batch done, the group not yet left
+)
+
+ITEM_STEPS = (
+    "item upserted",  # into what the store searches, and not yet told to readers in memory
+    "item told",  # to those, too
+    "users anew",  # some users are encoded anew and written, or a release's are
+    "item report",  # all that is due is written, but not reported
+    "item reported",
 )
 
 NO_LEASE = "no-lease"
@@ -70,8 +79,12 @@ def _with_points(fate: Fate) -> None:
     around(MilvusStore, "upsert", after="upserted")
     around(KafkaProducer, "send_offsets_to_transaction", before="sent", after="offsets")
     around(Takeover, "_restore", after="restored")
+    around(ItemIndex, "_create", before="item upserted")
+    around(ItemIndex, "change", after="item told")
+    around(UpdateLoop, "_report_items", before="item report", after="item reported")
     around(ClickTopic, "close", before="leaving")
     until_done = MilvusStore._until_done
+    anew: list[Any] = []  # what is being written, where that is of no record
 
     def leased(
         store: MilvusStore,
@@ -83,6 +96,10 @@ def _with_points(fate: Fate) -> None:
         def reached(timeout_s: float) -> None:
             if lease is not for_ever:  # collections are created without one
                 fate.reach("leased")
+                if doing.startswith("writing to items_"):
+                    fate.reach("item leased")
+                elif anew:
+                    fate.reach("users leased")
             attempt(timeout_s)
 
         until_done(store, reached, doing, deadline, lease)
@@ -106,6 +123,17 @@ def _with_points(fate: Fate) -> None:
         report_filled(topic, release, offsets)
 
     ClickTopic.report_filled = filled  # type: ignore[method-assign]
+    write_batch: Callable[..., None] = UpdateLoop._write_batch
+
+    def written(loop: UpdateLoop, batch: Any) -> None:
+        if batch.encoded and not batch.records:
+            anew.append(batch)
+        write_batch(loop, batch)
+        if anew:
+            anew.clear()
+            fate.reach("users anew")
+
+    UpdateLoop._write_batch = written  # type: ignore[method-assign]
 
 
 def main() -> None:

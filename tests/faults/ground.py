@@ -10,8 +10,9 @@ from pathlib import Path
 
 from deploy.local_broker import LocalBroker
 from deploy.local_milvus import LocalMilvusLite
+from encoder.release import Release
 from mindstream.audit import Audit
-from tests.deployment import Deployment, deployed
+from tests.deployment import Deployment, deployed, small_release
 from tests.faults.services import RefusingServer, SharedServers
 from tests.faults.worker import Worker
 
@@ -49,8 +50,9 @@ class Outcome:
 
     @property
     def wrong_rows(self) -> int:
-        """Rows that differ from the fold's, and windows."""
-        return self.audit.wrong_rows + len(self.audit.wrong_windows)
+        """Rows that differ from the fold's, windows, and items that are retrieved."""
+        audit = self.audit
+        return audit.wrong_rows + len(audit.wrong_windows) + len(audit.wrong_items)
 
 
 @dataclass
@@ -93,14 +95,21 @@ class Ground:
 
     @contextmanager
     def deployment(
-        self, *, partitions: int = 2, milvus_uri: str = "", **worker: object
+        self,
+        *,
+        partitions: int = 2,
+        milvus_uri: str = "",
+        release: Callable[..., Release] = small_release,
+        **worker: object,
     ) -> Iterator[Deployment]:
         """Topics and a release; sessions are short, so that the dead are soon given up."""
         settings = {"session_timeout_s": SESSION_S, "max_rejected_share": 1.0, **worker}
         folder = self.fresh_folder()
         uri = milvus_uri or self.lite.uri
         servers = self.broker.bootstrap_servers
-        with deployed(servers, uri, folder, partitions=partitions, worker=settings) as one:
+        with deployed(
+            servers, uri, folder, partitions=partitions, worker=settings, release=release
+        ) as one:
             yield one
 
     def worker(

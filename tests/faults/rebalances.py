@@ -9,7 +9,7 @@ from tests.faults.traffic import Traffic
 from tests.faults.worker import Worker
 
 _PARTITIONS = 8
-_FEWEST, _MOST = 2, 4
+FEWEST, _MOST = 2, 4
 
 
 def _join_and_leave(ground: Ground) -> Outcome:
@@ -17,11 +17,11 @@ def _join_and_leave(ground: Ground) -> Outcome:
     changes = ground.times(6, 40)
     with ground.deployment(partitions=_PARTITIONS) as deployment:
         with Traffic(deployment, ground.seed()):
-            workers = [ground.worker(deployment) for _ in range(_FEWEST)]
+            workers = [ground.worker(deployment) for _ in range(FEWEST)]
             for worker in workers:
                 worker.wait_for("partitions.taken")
             for _ in range(changes):
-                _change(ground, deployment, workers)
+                change(ground, deployment, workers)
                 time.sleep(ground.rng.random())  # how far the group is by then is the draw
             deployment.wait_until_consumed()
             for worker in workers:
@@ -29,25 +29,26 @@ def _join_and_leave(ground: Ground) -> Outcome:
         return ground.close(deployment, changes)
 
 
-def _change(ground: Ground, deployment: Deployment, workers: list[Worker]) -> None:
+def change(ground: Ground, deployment: Deployment, workers: list[Worker]) -> None:
+    """Something happens to one of two to four members."""
     possible = ["sleep"]
     if len(workers) < _MOST:
         possible += ["join", "join"]
-    if len(workers) > _FEWEST:
+    if len(workers) > FEWEST:
         possible += ["leave", "die"]
-    change = ground.rng.choice(possible)
-    if change == "join":
+    drawn = ground.rng.choice(possible)
+    if drawn == "join":
         workers.append(ground.worker(deployment))
         workers[-1].wait_for("partitions.taken")
         return
     worker = ground.rng.choice(workers)
-    if change == "sleep":
+    if drawn == "sleep":
         worker.signal(signal.SIGSTOP)
         time.sleep(ground.rng.random() * 2)
         worker.signal(signal.SIGCONT)
         return
     workers.remove(worker)
-    if change == "leave":
+    if drawn == "leave":
         worker.end()
     else:
         worker.kill()

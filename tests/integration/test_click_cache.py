@@ -27,9 +27,10 @@ from encoder.kafka_client import admin_client, producer
 from encoder.settings import Settings, load_settings
 from encoder.topics import create_topics
 from encoder.window import NEVER
+from mindstream.cached_clicks import cache_folder
 from mindstream.environment import environment_of
 from mindstream.progress import Waiting
-from mindstream.topic_clicks import cache_folder, read_topic_clicks
+from mindstream.topic_clicks import read_topic_clicks
 from tests.deployment import T0, random_clicks
 from training.click_cache import Cached, ClickCache, Plan
 from training.click_log import ClickLog, ClickLogError
@@ -67,11 +68,14 @@ class Ground:
         client.close()
 
     def update(
-        self, horizon_ms: int | None = None, after: Callable[[str], None] = lambda what: None
+        self,
+        horizon_ms: int | None = None,
+        after: Callable[[str], None] = lambda what: None,
+        merge_saves: int = 1000,
     ) -> Cached:
         extent = clicks_extent(self.settings)
         cache = ClickCache(self.folder, self.settings, warn=self.told.append, after=after)
-        plan = Plan(extent, horizon_ms, part_clicks=PART_CLICKS)
+        plan = Plan(extent, horizon_ms, part_clicks=PART_CLICKS, merge_saves=merge_saves)
         return cache.update(plan, current=extent)
 
     def parts(self) -> list[Path]:
@@ -202,6 +206,44 @@ def test_an_erasure_reaches_what_was_cached_before(ground: Ground) -> None:
     assert same(ground.cached(), plain(ground.settings))
 
 
+def test_a_user_is_forgotten_before_the_tombstone_is_read(ground: Ground) -> None:
+    """At once, in all parts; if that is killed at any step, the next update does the rest."""
+    ground.produce(random_clicks(600, users=8))
+    ground.update()
+    users = set(ground.cached().user_ids)
+    now_ms = int(time.time() * 1000)
+    start = ground.folder.with_name("start")
+    shutil.copytree(ground.folder, start)
+    done: list[str] = []
+
+    def kill(what: str) -> None:
+        done.append(what)
+        if len(done) == kills + 1:
+            raise KilledHere
+
+    kills = 0
+    while True:
+        shutil.rmtree(ground.folder)
+        shutil.copytree(start, ground.folder)
+        done.clear()
+        cache = ClickCache(ground.folder, ground.settings, after=kill)
+        try:
+            forgotten = cache.forget("user-1", now_ms)
+        except KilledHere:
+            kills += 1
+            ground.update()
+        else:
+            break
+        assert set(ground.cached().user_ids) == users - {"user-1"}, done
+    assert kills == len(done) > 4
+    assert forgotten > 0
+    assert set(ground.cached().user_ids) == users - {"user-1"}
+    ground.produce_raw([(b"user-1", None)], timestamp_ms=now_ms)
+    ground.update()
+    assert same(ground.cached(), plain(ground.settings))
+    assert ClickCache(ground.folder.with_name("none"), ground.settings).forget("u", now_ms) == 0
+
+
 def test_an_erasure_spares_what_was_clicked_after_it(ground: Ground) -> None:
     """Of a user erased up to a moment, later clicks stay in the same part."""
     ground.produce([Click("u", f"i{n}", T0 + n) for n in range(10)])
@@ -311,7 +353,17 @@ def test_a_kill_at_any_step_changes_nothing(ground: Ground, tmp_path: Path) -> N
     ground.produce_raw([(b"user-0", None)])
     ground.produce_raw(some_trouble(400, seed=2))
     ground.produce_raw([(b"user-5", None)])
-    start = tmp_path / "start"
+    done = killed_at_every_step(ground, tmp_path / "start")
+    assert len(done) > 9
+    assert {what.split()[0] for what in done} == {"wrote", "deleted"}
+    assert all(str(missing) in told for told in ground.told)
+
+
+def killed_at_every_step(ground: Ground, start: Path, merge_saves: int = 1000) -> list[str]:
+    """Updates of a copy that are killed after one step more each time, and what the last one did.
+
+    What a killed one leaves must be the same after the next one, without a file that is not named.
+    """
     shutil.copytree(ground.folder, start)
     expected = plain(ground.settings)
     done: list[str] = []
@@ -329,10 +381,10 @@ def test_a_kill_at_any_step_changes_nothing(ground: Ground, tmp_path: Path) -> N
         shutil.copytree(start, ground.folder)
         done.clear()
         try:
-            ground.update(after=kill)
+            ground.update(after=kill, merge_saves=merge_saves)
         except KilledHere:
             kills += 1
-            ground.update()
+            ground.update(merge_saves=merge_saves)
         else:
             break
         assert same(ground.cached(), expected), done
@@ -341,9 +393,61 @@ def test_a_kill_at_any_step_changes_nothing(ground: Ground, tmp_path: Path) -> N
         assert named == {part.name for part in ground.parts()}, done
         assert not manifest["to_erase"]
     assert same(ground.cached(), expected)
-    assert kills == len(done) > 9
-    assert {what.split()[0] for what in done} == {"wrote", "deleted"}
-    assert all(str(missing) in told for told in ground.told)
+    assert kills == len(done)
+    return done
+
+
+def small_parts(ground: Ground, runs: int, *, moments: int) -> None:
+    """A part of each of so many runs, of a few moments far from each other."""
+    for run in range(runs):
+        at_ms = T0 + 1000 * (run * moments // runs)
+        ground.produce([Click(f"u{n % 4}", f"i{run * 6 + n}", at_ms) for n in range(6)])
+        ground.update()
+    assert len(ground.parts()) == runs
+
+
+def test_small_parts_are_merged_now_and_then(ground: Ground) -> None:
+    """All clicks are still there, in fewer files of no more than a part's clicks; once."""
+    small_parts(ground, 40, moments=3)
+    before = ground.cached()
+    ground.update(merge_saves=10)  # nothing is new, so that others may be reading
+    assert len(ground.parts()) == 40
+    ground.produce([Click("u1", "last", T0 + 5000)])
+    assert ground.update(merge_saves=10) == Cached(new=1, kept=len(before))
+    files = ground.parts()
+    rows = sorted(pq.ParquetFile(part).metadata.num_rows for part in files)
+    # Of three moments; the first part of another one spans the time since the one before.
+    assert rows == [1, 6, 6, 72, 72, 84]
+    assert same(ground.cached(), plain(ground.settings))
+    ground.produce([Click("u1", "last", T0 + 501)])
+    ground.update(merge_saves=10)
+    assert set(files) < set(ground.parts())
+
+
+def test_a_kill_while_parts_are_merged_changes_nothing(ground: Ground, tmp_path: Path) -> None:
+    """At any step of it; two runs of parts are merged here."""
+    small_parts(ground, 14, moments=2)
+    ground.produce([Click("u1", "last", T0 + 500)])
+    done = killed_at_every_step(ground, tmp_path / "start", merge_saves=8)
+    assert [what.split()[0] for what in done].count("deleted") > 8
+    assert done.count("wrote the manifest") == 3  # of what is new, and of either run
+
+
+def test_a_merged_part_is_erased_from_and_mended(ground: Ground) -> None:
+    """Its offsets are those of what it was merged from."""
+    small_parts(ground, 14, moments=2)
+    ground.produce([Click("u1", "last", T0 + 500)])
+    ground.update(merge_saves=8)
+    largest = max(ground.parts(), key=lambda part: pq.ParquetFile(part).metadata.num_rows)
+    clicks = len(ground.cached())
+    largest.write_bytes(b"nothing")
+    assert ground.update() == Cached(new=0, kept=clicks)
+    assert "is damaged" in ground.told.pop()
+    assert same(ground.cached(), plain(ground.settings))
+    ground.produce_raw([(b"u1", None)])
+    ground.update()
+    assert "u1" not in ground.cached().user_ids
+    assert same(ground.cached(), plain(ground.settings))
 
 
 def test_processes_of_one_machine_share_a_cache(ground: Ground) -> None:

@@ -147,6 +147,8 @@ def test_topics_train_worker_lookup_audience_audit(
         listed = run("release", "list", environment={**environment, "COLUMNS": "200"}).stdout
         assert listed.count("2 of 2") == 2
         run("release", "rollback", environment=environment)
+        again = run("release", "rollback", environment=environment, code=EXIT_MISCONFIGURED)
+        assert f"already, from {relearnt['release']}" in again.stderr.replace("\n", " ")
         found = json.loads(run("lookup", "u1", "--json", environment=environment).stdout)
         assert found["release"] == trained["release"]
         proof = json.loads(run("release", "verify", environment=environment).stdout)

@@ -4,20 +4,26 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from encoder.click import Click
+from encoder.click_history import clicks_extent
 from encoder.errors import Misconfigured, Unavailable
 from encoder.interest_index import InterestIndex
 from encoder.interests import InterestRows
 from encoder.kafka_client import producer
 from encoder.window import Window, to_wire
+from mindstream.cached_clicks import cache_folder, forget_cached, training_lock
 from mindstream.environment import environment_of
-from mindstream.erasure import Traces, find_traces, write_tombstone
+from mindstream.erasure import Tombstone, Traces, find_traces, write_tombstone
 from mindstream.exit_codes import EXIT_DIFFERENT
+from mindstream.one_at_a_time import only_one
 from tests.deployment import T0, Deployment
+from training.click_cache import ClickCache, Plan
+from training.click_log import ClickLog
 
 WAIT_S = 30.0
 
@@ -29,9 +35,17 @@ def traces(deployment: Deployment, user: str) -> Traces:
     return found
 
 
-def erase(deployment: Deployment, user: str) -> str:
+def erase(deployment: Deployment, user: str) -> Tombstone:
     with deployment.worker():
         return write_tombstone(deployment.settings, user, partition=None, stalled_after_s=WAIT_S)
+
+
+def cache_clicks(deployment: Deployment) -> Path:
+    """What the trainer does with the topic; the cache's folder."""
+    settings = deployment.settings
+    extent = clicks_extent(settings)
+    ClickCache(cache_folder(settings), settings).update(Plan(extent), current=extent)
+    return cache_folder(settings)
 
 
 def clicks(user: str, n: int = 4, *, since: int = T0) -> list[Click]:
@@ -173,3 +187,72 @@ def test_the_commands_erase_and_prove(deployment: Deployment) -> None:
     after = run("--verify", "--json", "u")
     assert after.returncode == 0, after.stderr
     assert json.loads(after.stdout)["absent"] is True
+    assert "not on this machine" in run("--verify", "u").stdout
+
+
+def test_the_command_reaches_the_trainers_cache(deployment: Deployment) -> None:
+    """Unless a training reads it; `--verify` tells what is there, and has not changed a byte."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mindstream", "erase", *arguments],
+            env={**os.environ, **environment_of(deployment.settings)},
+            capture_output=True,
+            text=True,
+        )
+
+    settings = deployment.settings
+    deployment.produce(clicks("u") + clicks("v"))
+    deployment.consume_all()
+    folder = cache_clicks(deployment)
+    with deployment.worker():
+        with only_one(training_lock(settings, 0), "training"):
+            assert "a training reads it" in run("u").stdout
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        found = run("--verify", "u")
+        assert found.returncode == EXIT_DIFFERENT, found.stderr
+        assert f"trainer's cache {folder}: 4 clicks from before" in found.stdout
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        assert f"trainer's cache {folder}: 4 clicks forgotten" in run("u").stdout
+    after = run("--verify", "--json", "u")
+    assert after.returncode == 0, after.stderr
+    assert json.loads(after.stdout)["cached_clicks"] == 0
+    assert set(ClickLog.from_parquet(folder).user_ids) == {"v"}
+
+
+def test_old_clicks_in_any_file_of_the_cache_are_found(deployment: Deployment) -> None:
+    """In one that is no longer needed, too; later ones are none; a damaged file proves nothing."""
+    deployment.produce(clicks("u"))
+    deployment.consume_all()
+    folder = cache_clicks(deployment)
+    (part,) = folder.glob("*.parquet")
+    left = part.with_name("part_00000009.parquet")
+    left.write_bytes(part.read_bytes())
+    erased = erase(deployment, "u")
+    deployment.produce(clicks("u", 2, since=erased.up_to_ms + 1))
+    deployment.consume_all()
+    assert traces(deployment, "u").cached_before == 8
+    forget_cached(deployment.settings, "u", erased.up_to_ms)
+    assert not left.exists()
+    cache_clicks(deployment)
+    found = traces(deployment, "u")
+    assert found.absent, found.report()
+    assert found.cached is not None
+    assert len(found.cached.times_ms) == found.new_clicks == 2
+    (part,) = folder.glob("*.parquet")
+    part.write_bytes(b"nothing")
+    assert not traces(deployment, "u").absent
+    assert f"{part.name} cannot be read" in traces(deployment, "u").report()
+    with pytest.raises(Misconfigured, match="the next training run reads what is missing again"):
+        forget_cached(deployment.settings, "u", erased.up_to_ms)
+
+
+def test_without_an_erasure_any_cached_click_is_a_trace(deployment: Deployment) -> None:
+    """The clicks topic may have let go of them, and of the tombstone."""
+    deployment.produce(clicks("u"))
+    deployment.consume_all()
+    cache_clicks(deployment)
+    found = traces(deployment, "u")
+    found.windows, found.rows = {}, {}
+    assert found.cached_before == 4
+    assert not found.absent

@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 from consumers.health import Health
+from deploy.local_broker import LocalBroker
+from deploy.local_milvus import LocalMilvusLite
 from deploy.loopback import free_ports
 from encoder.click import Click
 from encoder.interest_index import InterestIndex, ReleaseInUse
+from encoder.item_fields import FieldValue
+from encoder.item_topic import announce_items
 from encoder.kafka_client import admin_client
 from encoder.mind_encoder import MindEncoder
-from encoder.release import open_release
+from encoder.release import Release, open_release
 from encoder.release_store import store_beside
 from encoder.release_topic import ReleaseFollower, read_releases
 from encoder.settings import Settings
 from encoder.topics import create_topics
+from encoder.window import Window
 from encoder.windows_topic import read_windows
-from mindstream.drift import DRIFT_FILE, coverage, encode, stored_drift
+from mindstream.drift import DRIFT_FILE, coverage, encode, measure_drift, stored_drift
 from mindstream.environment import child_environment
+from mindstream.live_release import LiveRelease
 from mindstream.monitor import Monitor
 from mindstream.monitor_metrics import MonitorMetrics
 from mindstream.recall import prequential_recall
 from mindstream.release_switch import switch
-from tests.deployment import ITEMS, T0, Deployment, wait_until
+from tests.deployment import ITEMS, T0, Deployment, deployed, wait_until
 from tests.lookup_service import get
 from tests.processes import listening
+from tests.small_items import field_vectors, release_with_fields
 
 Values = dict[tuple[str, ...], float]
 
@@ -158,12 +169,9 @@ def fill(deployment: Deployment, clicks: list[Click]) -> None:
 
 def assert_as_the_windows_say(found: Values, deployment: Deployment, release: str) -> None:
     """Collapse and coverage are those of the windows now on their topic."""
-    settings = deployment.settings
     folder = deployment.folder / "releases" / release
     encoder = MindEncoder(open_release(folder))
-    read = read_windows(settings.kafka, range(deployment.partitions), timeout_s=30)
-    windows = {user: window for _, user, window in read if window is not None}
-    batch = encode(encoder, list(windows.values()))
+    batch = encode(encoder, list(stored_windows(deployment).values()))
     assert found["mindstream_measured_release_info", release] == 1
     assert found["mindstream_interest_cosine",] == pytest.approx(batch.mean_cosine(), abs=1e-5)
     assert found["mindstream_coverage_ratio",] == coverage(batch, encoder.release.items[1:])
@@ -231,3 +239,101 @@ def test_a_drift_that_cannot_be_read_does_not_end_it(deployment: Deployment) -> 
     assert "drift.json is of another version" in warned["error"]
     releases.close()
     index.close()
+
+
+def test_announced_items_count_as_a_look_up_finds_them(
+    broker: LocalBroker, milvus_lite: LocalMilvusLite, tmp_path: Path
+) -> None:
+    """In windows, in recall and in coverage; a withdrawn one is found no longer."""
+    servers, uri = broker.bootstrap_servers, milvus_lite.uri
+    with deployed(servers, uri, tmp_path, release=release_with_fields) as deployment:
+        settings, release = deployment.settings, deployment.release
+        history = orderly_clicks(100, since=0, seed=1)
+        live = orderly_clicks(120, since=1000, seed=2)
+        fill(deployment, history)
+        index, releases = InterestIndex(settings.milvus), ReleaseFollower(settings.kafka)
+        metrics, health = MonitorMetrics(), Health(stalled_after_s=1000)
+        monitor = Monitor(settings, index, releases, deployment.partitions, metrics, health)
+        monitor.turn()
+        said = {f"item-{ITEMS + 1 + n}": fields for n, fields in enumerate(NEW)}
+        with deployment.worker():
+            say(deployment, said)
+            wait_until(
+                lambda: len(index.item_vectors(release.name, list(said), "Strong")) == len(said),
+                "the items",
+            )
+            deployment.produce(live)
+            deployment.wait_until_consumed()
+            monitor.turn()
+            whole = with_items(release, said)
+            found = figures(metrics)
+            unknown = sum(int(click.item_id[5:]) > ITEMS + len(said) for click in live)
+            assert found["mindstream_unknown_clicks_ratio"] == pytest.approx(unknown / len(live))
+            assert found["mindstream_recall_ratio"] == pytest.approx(
+                prequential_recall(whole, history, live, length=8, n=20)
+            )
+            batch = encode(whole, list(stored_windows(deployment).values()))
+            items = whole.release.items[1:]
+            assert found["mindstream_coverage_ratio"] == pytest.approx(coverage(batch, items))
+            assert found["mindstream_interest_cosine"] == pytest.approx(batch.mean_cosine())
+
+            gone = [*list(said)[:1], "item-7"]
+            say(deployment, dict.fromkeys(gone))
+            wait_until(
+                lambda: not index.item_vectors(release.name, gone, "Strong"), "the withdrawals"
+            )
+            known = LiveRelease(MindEncoder(release))
+            known.follow(index.items)
+            kept = sorted({*release.item_ids, *said} - set(gone))
+            assert sorted(known.retrieved()) == kept
+            assert len(known) == len(kept)
+            places = known.positions([*kept, *gone])
+            assert (places[: len(kept)] >= 0).all()
+            assert (places[len(kept) :] == -1).all()
+            stored = index.item_vectors(release.name, kept, "Strong")
+            expected = np.stack([stored[item_id] for item_id in kept])
+            np.testing.assert_array_equal(known.vectors(places[: len(kept)]), expected)
+            near = known.nearest(batch, len(kept) + 5)
+            assert set(np.unique(near)) == set(places[: len(kept)].tolist())
+            again = LiveRelease(MindEncoder(release))
+            again.follow(index.items)
+            drift = measure_drift(known, again, list(stored_windows(deployment).values()))
+            assert (drift.changed, drift.shared_items) == (0.0, len(kept))
+        releases.close()
+        index.close()
+
+
+NEW: list[dict[str, FieldValue]] = [
+    {"title": "red cup"},
+    {"title": "blue", "brand": "acme"},
+    {"price": 3.5},
+]
+
+
+def say(deployment: Deployment, items: Mapping[str, Mapping[str, FieldValue] | None]) -> None:
+    """Announce items; those without fields are withdrawn."""
+    records = [(one, None if f is None else json.dumps(f).encode()) for one, f in items.items()]
+    announce_items(deployment.settings.kafka, records)
+
+
+def with_items(release: Release, items: Mapping[str, Mapping[str, FieldValue]]) -> MindEncoder:
+    """An encoder of the release as if it had been trained with these items' vectors."""
+    made_of = field_vectors()
+    table = np.stack([*release.items, *(made_of.vector(fields) for fields in items.values())])
+    return MindEncoder(replace(release, items=table, item_ids=[*release.item_ids, *items]))
+
+
+def figures(metrics: MonitorMetrics) -> dict[str, float]:
+    """The metrics by name; recall is among 20."""
+    return {
+        sample.name: sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.labels.get("n", "20") == "20"
+    }
+
+
+def stored_windows(deployment: Deployment) -> dict[str, Window]:
+    """Those on the windows topic."""
+    read = read_windows(deployment.settings.kafka, range(deployment.partitions), timeout_s=30)
+    return {user: window for _, user, window in read if window is not None}

@@ -92,8 +92,6 @@ def test_readers_go_over_to_a_release_under_clicks_and_back(
         back = rollback(settings, index)
         assert back.release == old.name
         assert index.release_in_use() == ReleaseInUse(old.name, 3)
-        again = rollback(settings, index)
-        assert again.release == new.name
     assert certificate.sampled == certificate.users > 10
     assert certificate.moving == 0
     announced = read_releases(settings.kafka).announcement(new.name)
@@ -133,13 +131,13 @@ def test_what_a_switch_changed_lies_beside_the_release(
     assert told[1] == str(drift)
 
     fetch = partial(announced_release, settings, known)
-    assert drift_of(settings, known, None, new.name, fetch) == drift
-    anew = drift_of(settings, known, new.name, new.name, fetch, anew=True)
+    assert drift_of(settings, index.items, known, None, new.name, fetch) == drift
+    anew = drift_of(settings, index.items, known, new.name, new.name, fetch, anew=True)
     assert anew.model_copy(update={"at": drift.at}) == drift  # it draws all users, too
-    same = drift_of(settings, known, new.name, new.name, fetch, before=new.name)
+    same = drift_of(settings, index.items, known, new.name, new.name, fetch, before=new.name)
     assert (same.changed, same.item_cosine) == (0.0, 1.0)
     with pytest.raises(Misconfigured, match=f"no release before {old.name}; name one with"):
-        drift_of(settings, known, old.name, new.name, fetch, anew=True)
+        drift_of(settings, index.items, known, old.name, new.name, fetch, anew=True)
 
 
 def test_a_switch_does_not_fail_where_what_it_changed_cannot_be_told(
@@ -386,7 +384,59 @@ def test_a_publisher_that_dies_at_the_pointer_is_repeated(
         switch(settings, index, new.name)
         assert index.release_in_use() == ReleaseInUse(new.name, 3)
         assert rollback(settings, index).release == old.name
-        assert rollback(settings, index).release == new.name
+
+
+def test_a_second_rollback_does_not_go_to_the_release_that_was_left(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """It says which there are; by name there is a way, and after that one back again."""
+    settings, first = deployment.settings, deployment.release.name
+    with deployment.worker():
+        deployment.produce(random_clicks(100))
+        deployment.wait_until_consumed()
+        wait_until(lambda: index.release_in_use() == ReleaseInUse(first, 3), "a first release")
+        second, third = (deployment.publish(f"{first}_{n}", seed=7).name for n in "bc")
+        switch(settings, index, second)
+        assert rollback(settings, index).release == first
+        with pytest.raises(Misconfigured, match=f"at release {first} already, from {second}") as it:
+            rollback(settings, index)
+        assert f"kept: {second}, {third};" in str(it.value)
+        switch(settings, index, first)  # it is there already: that changes nothing
+        with pytest.raises(Misconfigured, match=f"at release {first} already, from {second}"):
+            rollback(settings, index)
+        assert index.release_in_use() == ReleaseInUse(first, 3)
+        switch(settings, index, third)
+        assert rollback(settings, index).release == first  # not the one that was left before
+        with pytest.raises(Misconfigured, match=f"from {third}"):
+            rollback(settings, index)
+        switch(settings, index, second)
+        assert rollback(settings, index).release == first
+        switch(settings, index, second)
+        switch(settings, index, third)
+        assert rollback(settings, index).release == second  # since it was asked for by name
+
+
+@pytest.mark.parametrize("step", ["note_use", "use_release"])
+def test_a_rollback_that_dies_is_repeated(
+    deployment: Deployment, index: InterestIndex, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """At either of its steps; and where it came to its end, readers stay there."""
+    settings, old = deployment.settings, deployment.release
+    with deployment.worker():
+        deployment.produce(random_clicks(100))
+        deployment.wait_until_consumed()
+        wait_until(lambda: index.release_in_use() == ReleaseInUse(old.name, 3), "a first release")
+        new = deployment.publish(f"{old.name}_b", seed=7)
+        switch(settings, index, new.name)
+        with monkeypatch.context() as patch:
+            patch.setattr(release_switch if step == "note_use" else index, step, killed)
+            with pytest.raises(KeyboardInterrupt):
+                rollback(settings, index)
+        assert index.release_in_use() == ReleaseInUse(new.name, 3)
+        assert rollback(settings, index).release == old.name
+        with pytest.raises(Misconfigured, match="already"):
+            rollback(settings, index)
+    assert index.release_in_use() == ReleaseInUse(old.name, 3)
 
 
 def killed(*_: object) -> None:

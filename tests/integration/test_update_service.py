@@ -18,6 +18,7 @@ from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.kafka_client import admin_client, producer
 from encoder.records import Record
+from encoder.release_topic import read_releases
 from encoder.topics import check_topics, create_topics
 from encoder.window import Window, to_wire
 from encoder.windows_topic import read_windows
@@ -206,6 +207,31 @@ def test_a_worker_that_has_forgotten_its_membership_cannot_commit(deployment: De
                 {record.partition: [("u", window)]}, [], {record.partition: 1}, topic.membership
             )
         assert not any(topic.restore(range(4)))
+    finally:
+        topic.close(timeout_s=5)
+
+
+def test_a_worker_that_was_given_up_changes_no_report(deployment: Deployment) -> None:
+    """Neither takes one back that the next owner has written, nor says of items what that knows."""
+    deployment.produce([Click("u", "item-1", T0)])
+    settings, release = deployment.settings, deployment.release.name
+    topic = ClickTopic(settings)
+    try:
+        wait_until(lambda: topic.poll(0.2)[0], "a click")
+        topic.report_filled(release, {0: 0, 1: 0})
+        topic.report_items({(release, 0): {0: 5}}, {0: 0})
+        topic.take_back([(release, 1)], {1: 0})
+        before = read_releases(settings.kafka)
+        assert before.filled == {(release, 0)}
+        assert before.items == {(release, 0): {0: 5}}
+        with admin_client(settings.kafka) as admin:
+            remove_members(admin, settings.worker.group_id)
+        wait_until(lambda: topic._consumer.group_metadata().generation_id < 0, "a heartbeat")
+        with pytest.raises(Outdated):
+            topic.take_back([(release, 0)], {0: 0})
+        with pytest.raises(Outdated):
+            topic.report_items({(release, 0): {0: 9}}, {0: 0})
+        assert read_releases(settings.kafka) == before
     finally:
         topic.close(timeout_s=5)
 

@@ -13,6 +13,7 @@ from encoder.click import Click
 from encoder.mind_encoder import MindEncoder
 from encoder.window import Window, from_wire, merge, to_wire
 from mindstream.live_recall import LiveRecall, NewestClicks, SeenClick, new_clicks, popular_items
+from mindstream.live_release import LiveRelease
 from mindstream.recall import prequential_recall
 from tests.small_release import make_small_release
 
@@ -58,7 +59,7 @@ def seen(
 def judged(encoder: MindEncoder, clicks: Iterable[SeenClick], most: int = 1000) -> LiveRecall:
     newest = NewestClicks(most)
     newest.add(clicks)
-    return newest.judge(encoder)
+    return newest.judge(LiveRelease(encoder))
 
 
 @pytest.mark.parametrize("at_once", [1, 5])
@@ -81,7 +82,7 @@ def test_only_the_newest_count_and_none_is_judged_twice(
 ) -> None:
     """A set that slides gives what its last clicks give, and encodes each click once."""
     live = seen(clicks_of(50), clicks_of(90, seed=1), at_once=1, popular={})
-    slid, encoded = NewestClicks(40), []
+    slid, encoded, live_release = NewestClicks(40), [], LiveRelease(encoder)
     encode = encoder.encode
 
     def counted(rows, ages):  # type: ignore[no-untyped-def]
@@ -91,7 +92,7 @@ def test_only_the_newest_count_and_none_is_judged_twice(
     monkeypatch.setattr(encoder, "encode", counted)
     for start in range(0, len(live), 15):
         slid.add(live[start : start + 15])
-        found = slid.judge(encoder)
+        found = slid.judge(live_release)
     assert sum(encoded) == len(live)
     assert found == judged(encoder, live[-40:])
 
@@ -105,8 +106,8 @@ def test_another_release_judges_all_of_them_anew(encoder: MindEncoder) -> None:
     )
     newest = NewestClicks(1000)
     newest.add(seen(clicks_of(50), clicks_of(90, seed=1), at_once=1, popular={}))
-    assert newest.judge(encoder).recall[50] > 0
-    found = newest.judge(MindEncoder(other))
+    assert newest.judge(LiveRelease(encoder)).recall[50] > 0
+    found = newest.judge(LiveRelease(MindEncoder(other)))
     assert (found.recall[50], found.unknown) == (0.0, 1.0)
 
 

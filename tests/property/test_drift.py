@@ -98,6 +98,32 @@ def test_the_nearest_items_are_those_of_a_full_sort(seed: int, n: int, items: in
         )
 
 
+@given(seeds, st.integers(0, 7), st.integers(0, ITEMS))
+def test_further_items_are_found_and_those_left_out_are_not(
+    seed: int, further: int, left: int
+) -> None:
+    """As in one table of all of them, without those that are left out."""
+    rng = np.random.default_rng(seed)
+    users, table = made(rng)
+    kept = np.sort(rng.choice(ITEMS, ITEMS - left, replace=False))
+    found = nearest_rows(
+        users.vectors,
+        users.counts,
+        table[: ITEMS - further],
+        20,
+        further=table[ITEMS - further :],
+        left_out=np.setdiff1d(np.arange(ITEMS), kept),
+    )
+    expected = nearest_rows(users.vectors, users.counts, table[kept], 20)
+    assert found.shape == expected.shape
+    for user in np.flatnonzero(users.counts):
+        assert set(found[user].tolist()) <= set(kept.tolist())
+        scores = (users.vectors[user, : users.counts[user]] @ table.T).max(axis=0)
+        np.testing.assert_allclose(
+            scores[found[user]], scores[kept[expected[user]]], rtol=0, atol=1e-6
+        )
+
+
 @given(seeds)
 def test_the_cosine_of_interests_is_the_mean_over_pairs(seed: int) -> None:
     """Over users with several, each counting once; 1 where all are the same."""

@@ -30,7 +30,8 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 class Ground:
     """Users `u0` and so on, with a click on the item `new`, on each of two partitions."""
 
-    def __init__(self, release: Release, users: int = 1) -> None:
+    def __init__(self, release: Release, users: int = 1, settle_s: float = 0.0) -> None:
+        self.settle_s = settle_s
         self.items = AnnouncedItems()
         self.store = WindowStore()
         self.served = ServedReleases(
@@ -55,7 +56,12 @@ class Ground:
 
     def begin(self) -> None:
         self.work = ItemUpdates(
-            self.items, self.served, self.store, partitions=PARTITIONS, share=1.0
+            self.items,
+            self.served,
+            self.store,
+            partitions=PARTITIONS,
+            share=1.0,
+            settle_s=self.settle_s,
         )
         windows = {p: dict(self.store.users(p)) for p in self.store.partitions}
         for partition in windows:  # none is owned when a worker begins
@@ -85,7 +91,7 @@ class Ground:
 def test_an_item_is_written_and_its_users_are_encoded_anew(release: Release) -> None:
     """Then how far that is, is reported, once."""
     ground = Ground(release)
-    ground.work.begin_partitions(range(PARTITIONS), {})
+    ground.work.begin_partitions(range(PARTITIONS), {}, ground.now)
     ground.say("new", RED, 0, 4)
     ground.say("unclicked", RED, 1, 2)
     done, written, users = ground.all_of_it()
@@ -102,7 +108,7 @@ def test_only_the_owner_of_a_partition_writes_its_items(release: Release) -> Non
     """Users of all that is owned are encoded anew wherever the item lies."""
     ground = Ground(release)
     ground.store.drop_partition(1)
-    ground.work.begin_partitions([0], {})
+    ground.work.begin_partitions([0], {}, ground.now)
     ground.say("new", RED, 1, 0)
     ground.say("two", RED, 2, 0)  # the third partition of the items is the first one's
     _, written, users = ground.all_of_it()
@@ -116,13 +122,13 @@ def test_a_successor_goes_on_from_the_report(release: Release) -> None:
     ground.say("new", RED, 0, 4)
     ground.say("unclicked", RED, 0, 5)
     ground.begin()
-    assert ground.work.begin_partitions([0], {("one", 0): {}}) == {}
+    assert ground.work.begin_partitions([0], {("one", 0): {}}, ground.now) == {}
     assert ground.all_of_it()[1:] == (["new", "unclicked"], ["p0u0"])
     ground.begin()
-    assert ground.work.begin_partitions([0], {("one", 0): {0: 5}}) == {}
+    assert ground.work.begin_partitions([0], {("one", 0): {0: 5}}, ground.now) == {}
     assert ground.all_of_it()[1:] == (["unclicked"], [])
     ground.begin()
-    ground.work.begin_partitions([0], {})
+    ground.work.begin_partitions([0], {}, ground.now)
     assert ground.all_of_it()[1:] == (["new", "unclicked"], [])
 
 
@@ -131,14 +137,14 @@ def test_a_report_that_is_ahead_of_what_is_known_is_taken_back(release: Release)
     ground = Ground(release)
     ground.say("new", RED, 0, 4)
     ground.begin()
-    behind = ground.work.begin_partitions([0], {("one", 0): {0: 9, 1: 0}})
+    behind = ground.work.begin_partitions([0], {("one", 0): {0: 9, 1: 0}}, ground.now)
     assert behind == {("one", 0): {0: 5, 1: 0}}
 
 
 def test_what_was_not_written_is_done_again(release: Release) -> None:
     """Since the last report, in the order of the offsets."""
     ground = Ground(release, users=300)
-    ground.work.begin_partitions(range(PARTITIONS), {})
+    ground.work.begin_partitions(range(PARTITIONS), {}, ground.now)
     ground.say("new", RED, 0, 4)
     ground.say("more", RED, 0, 6)
     _, _, users = ground.all_of_it()
@@ -153,10 +159,35 @@ def test_what_was_not_written_is_done_again(release: Release) -> None:
     assert len(set(users)) == len(users) == 600
 
 
+def test_what_a_predecessor_may_undo_is_done_again_before_it_is_reported(release: Release) -> None:
+    """Since its last report, when its last write can no longer land; nothing more after that."""
+    ground = Ground(release, settle_s=30.0)
+    ground.store.drop_partition(1)
+    ground.say("old", RED, 0, 3)
+    ground.say("new", RED, 0, 4)
+    ground.begin()
+    ground.work.begin_partitions([0], {("one", 0): {0: 4}}, ground.now)
+    assert ground.all_of_it()[1:] == (["new"], ["p0u0"])
+    ground.say("later", BLUE, 1, 0)
+    ground.now = 29.0
+    done, written, users = ground.all_of_it()
+    assert (written, users) == ([], [])  # partition 1 is not owned
+    assert not any(one.report for one in done)
+    assert ground.work.wait_s(ground.now) == 1.0
+    ground.now = 30.0
+    done, written, users = ground.all_of_it()
+    assert (written, users) == (["new"], ["p0u0"])
+    ground.now = 60.0
+    (work,) = ground.all_of_it()[0]
+    assert work.report == {("one", 0): {0: 5, 1: 1}}
+    ground.work.reported(work.report)
+    assert ground.work.wait_s(ground.now) is None
+
+
 def test_users_are_encoded_in_small_chunks(release: Release) -> None:
     """A click waits for one of them at most."""
     ground = Ground(release, users=300)
-    ground.work.begin_partitions(range(PARTITIONS), {})
+    ground.work.begin_partitions(range(PARTITIONS), {}, ground.now)
     ground.say("new", RED, 0, 4)
     done, _, users = ground.all_of_it()
     assert max(len(one.user_ids) for one in done) == 128
@@ -166,7 +197,7 @@ def test_users_are_encoded_in_small_chunks(release: Release) -> None:
 def test_rows_are_in_doubt_after_a_withdrawal(release: Release) -> None:
     """Until all users that the item counted for are encoded anew."""
     ground = Ground(release)
-    ground.work.begin_partitions(range(PARTITIONS), {})
+    ground.work.begin_partitions(range(PARTITIONS), {}, ground.now)
     ground.say("new", RED, 0, 4)
     ground.all_of_it()
     assert not ground.work.unsettled
@@ -181,7 +212,7 @@ def test_rows_are_in_doubt_after_a_withdrawal(release: Release) -> None:
 def test_a_lost_partition_is_left_to_its_next_owner(release: Release) -> None:
     """Neither its users nor its items are touched any more."""
     ground = Ground(release)
-    ground.work.begin_partitions(range(PARTITIONS), {})
+    ground.work.begin_partitions(range(PARTITIONS), {}, ground.now)
     ground.say("new", RED, 0, 4)
     ground.store.drop_partition(0)
     ground.work.drop_partition(0)
@@ -194,9 +225,11 @@ def test_a_lost_partition_is_left_to_its_next_owner(release: Release) -> None:
 def test_it_takes_no_more_than_its_share_of_the_time(release: Release) -> None:
     """After 10 ms at a quarter it rests for 30."""
     ground = Ground(release)
-    work = ItemUpdates(ground.items, ground.served, ground.store, partitions=2, share=0.25)
+    work = ItemUpdates(
+        ground.items, ground.served, ground.store, partitions=2, share=0.25, settle_s=0.0
+    )
     work.begin_release(ground.one)
-    work.begin_partitions(range(2), {})
+    work.begin_partitions(range(2), {}, 100.0)
     ground.say("new", RED, 0, 4)
     assert work.next(100.0) is not None
     work.spent(100.010)
@@ -208,7 +241,7 @@ def test_it_takes_no_more_than_its_share_of_the_time(release: Release) -> None:
 def test_trained_items_are_written_only_if_they_were_withdrawn(release: Release) -> None:
     """A whole catalogue may be announced without writing it again."""
     ground = Ground(release)
-    ground.work.begin_partitions(range(PARTITIONS), {})
+    ground.work.begin_partitions(range(PARTITIONS), {}, ground.now)
     ground.say("item-1", RED, 0, 4)
     ground.say("item-2", None, 0, 5)
     assert ground.all_of_it()[1:] == (["item-2"], [])
