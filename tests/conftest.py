@@ -6,6 +6,7 @@ own (topics, groups, collections) and delete only those.
 
 import gc
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,11 @@ from deploy.local_broker import LocalBroker
 from deploy.local_milvus import LocalMilvusLite, LocalMilvusServer
 
 _notify = logging.getLogger("tests.servers").info
+
+
+def pytest_configure() -> None:
+    """Brokers of tests live for seconds: Java need not compile for the long run."""
+    os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
 
 
 @pytest.fixture(scope="session", autouse=True)
