@@ -4,7 +4,9 @@ A server that cannot be had is a failure, not a reason to skip. Tests share it b
 own (topics, groups, collections) and delete only those.
 """
 
+import gc
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +15,21 @@ from deploy.local_broker import LocalBroker
 from deploy.local_milvus import LocalMilvusLite, LocalMilvusServer
 
 _notify = logging.getLogger("tests.servers").info
+
+
+def pytest_configure() -> None:
+    """Brokers of tests live for seconds: Java need not compile for the long run."""
+    os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_open() -> Iterator[None]:
+    """What only the collector finds open fails the last test of its process.
+
+    pytest looks for it after that, where xdist's processes have nobody to tell any more.
+    """
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +48,6 @@ def milvus_lite() -> Iterator[LocalMilvusLite]:
 
 @pytest.fixture(scope="session")
 def milvus_server() -> Iterator[LocalMilvusServer]:
-    """A real Milvus server."""
+    """A real Milvus server; slow to start, so one file of tests has those that share it."""
     with LocalMilvusServer(notify=_notify) as running:
         yield running

@@ -13,7 +13,7 @@ import pytest
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from deploy.local_milvus import LocalMilvusLite
+from deploy.local_milvus import LocalMilvusLite, LocalMilvusServer
 from encoder.errors import LeaseRanOut, Misconfigured, Unavailable
 from encoder.interest_index import InterestIndex, ReleaseInUse
 from encoder.interests import InterestRows, interest_key
@@ -73,6 +73,13 @@ def rows_of(user_id: str, n: int, *, seed: int = 0, updated_at: int = 1) -> Inte
 
 def write(index: InterestIndex, release: str, rows: InterestRows, stale: list[str]) -> None:
     index.write_interests(release, rows, stale, budget_s=BUDGET_S)
+
+
+def test_a_server_is_the_real_thing(milvus_server: LocalMilvusServer) -> None:
+    """The server tells the version of Milvus that its package has."""
+    client = MilvusClient(uri=milvus_server.uri)
+    assert client.get_server_version().startswith("v2.3.5")
+    client.close()
 
 
 def test_only_lite_compares_with_every_interest(

@@ -14,6 +14,10 @@ from tests.deployment import Deployment, deployed
 def deployment(
     broker: LocalBroker, milvus_lite: LocalMilvusLite, tmp_path: Path
 ) -> Iterator[Deployment]:
-    """Topics, a published release and workers under names of their own."""
-    with deployed(broker.bootstrap_servers, milvus_lite.uri, tmp_path) as one:
+    """Topics, a published release and workers under names of their own.
+
+    With as short a session as any broker allows: a new owner waits for it before it fills.
+    """
+    worker = {"session_timeout_s": 6.0}
+    with deployed(broker.bootstrap_servers, milvus_lite.uri, tmp_path, worker=worker) as one:
         yield one

@@ -64,6 +64,7 @@ def environment(
         "MINDSTREAM_RELEASES__CACHE": str(tmp_path / "cache"),
         "MINDSTREAM_WORKER__GROUP_ID": name,
         "MINDSTREAM_WORKER__HTTP_PORT": str(port),
+        "MINDSTREAM_WORKER__SESSION_TIMEOUT_S": "6",  # which another release waits for
         "MINDSTREAM_WINDOW_LENGTH": "10",
     }
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CLICKS = 3000
 EXAMPLES = 40_000  # a fifth of the demonstration's
 PROMISED = {
@@ -20,6 +22,7 @@ PROMISED = {
 }
 
 
+@pytest.mark.timeout(600)  # minutes, while other tests run beside it
 def test_the_demo_measures_and_finds_the_store_to_be_the_fold(tmp_path: Path) -> None:
     """Trains on the real data, replays part of the newest, and exits with 0 as nothing differs."""
     options = ["--once", "--json", "--clicks", str(CLICKS), "--folder", str(tmp_path / "demo")]
@@ -29,7 +32,7 @@ def test_the_demo_measures_and_finds_the_store_to_be_the_fold(tmp_path: Path) ->
         env={**kept, "MINDSTREAM_TRAINER__EXAMPLES": str(EXAMPLES)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1

@@ -50,6 +50,23 @@ java = [{java!r}, "-Xmx256m", "-cp", {jars!r}, mains[os.path.basename(program)]]
 os.execv(java[0], [*java, *rest])
 """
 
+INSTALL = """
+import os, sys
+from pathlib import Path
+from deploy.kafka_distribution import JavaKafka
+print("asks", flush=True)
+JavaKafka.find(Path(sys.argv[1]), 256, os.environ).install(lambda message: None)
+"""
+
+# Stands in for Maven: fetches a jar when it may.
+MAVEN = """#!/bin/sh
+echo called >> {calls}
+until [ -e {go} ]; do sleep 0.05; done
+for word; do
+    case $word in -DoutputDirectory=*) touch "${{word#*=}}/kafka.jar" ;; esac
+done
+"""
+
 
 @pytest.fixture(autouse=True)
 def _own_broker(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
@@ -247,3 +264,26 @@ def test_an_old_java_is_refused(tmp_path: Path) -> None:
     java.chmod(0o755)
     with pytest.raises(ServiceError, match=r"java is not Java 17 or later .*11\.0\.2"):
         LocalBroker(environment={"PATH": str(tmp_path)}).start()
+
+
+def test_two_that_start_at_once_on_a_clean_machine_fetch_the_jars_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two processes of these tests do: the second waits for the first one's."""
+    calls, go, maven = tmp_path / "calls", tmp_path / "go", tmp_path / "mvn"
+    maven.write_text(MAVEN.format(calls=calls, go=go))
+    maven.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    both = [start_owner(INSTALL, str(tmp_path / "data"))[0] for _ in range(2)]
+    try:
+        assert eventually(calls.exists)
+        assert not eventually(lambda: calls.read_text().count("called") > 1, within_s=1.0)
+        go.touch()
+        assert [one.wait(60) for one in both] == [0, 0]
+    finally:
+        go.touch()
+        for one in both:
+            end(one)
+    assert calls.read_text() == "called\n"
+    assert len(list((tmp_path / "cache").rglob("kafka.jar"))) == 1

@@ -95,13 +95,6 @@ def test_lite_listens_on_loopback(milvus_lite: LocalMilvusLite) -> None:
     assert listening(milvus_lite.pid) == {"127.0.0.1"}
 
 
-def test_a_server_is_the_real_thing(milvus_server: LocalMilvusServer) -> None:
-    """The server tells the version of Milvus that its package has."""
-    client = MilvusClient(uri=milvus_server.uri)
-    assert client.get_server_version().startswith("v2.3.5")
-    client.close()
-
-
 def test_a_folder_that_is_open_elsewhere_is_refused(tmp_path: Path) -> None:
     """When another process has the folder open, the error says so and what to do."""
     folder = tmp_path / "milvus.db"

@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 import structlog
@@ -14,8 +13,6 @@ from structlog.typing import EventDict
 
 from consumers import release_watch
 from consumers.update_loop import Step
-from deploy.local_broker import LocalBroker
-from deploy.local_milvus import LocalMilvusLite
 from encoder.errors import Misconfigured, Unavailable
 from encoder.interest_index import InterestIndex, ReleaseInUse
 from encoder.mind_encoder import MindEncoder
@@ -30,17 +27,7 @@ from mindstream.certificate import CERTIFICATE_FILE, Certificate, NotFilled, cer
 from mindstream.drift import stored_drift
 from mindstream.release_drift import drift_of
 from mindstream.release_switch import announced_release, prune, rollback, switch
-from tests.deployment import Deployment, deployed, random_clicks, wait_until
-
-
-@pytest.fixture
-def deployment(
-    broker: LocalBroker, milvus_lite: LocalMilvusLite, tmp_path: Path
-) -> Iterator[Deployment]:
-    """With as short a session as the broker allows: a new owner waits for it before it fills."""
-    worker = {"session_timeout_s": 6.0}
-    with deployed(broker.bootstrap_servers, milvus_lite.uri, tmp_path, worker=worker) as one:
-        yield one
+from tests.deployment import Deployment, random_clicks, wait_until
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What is built into the cache is built once, and whole."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def test_it_is_built_once_by_whoever_is_first(tmp_path: Path) -> None:
 
     def build(folder: Path) -> None:
         builds.append(folder)
+        time.sleep(0.1)  # meanwhile the others ask
         (folder / "content").write_text("whole")
 
     with ThreadPoolExecutor(8) as pool:

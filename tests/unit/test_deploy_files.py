@@ -323,6 +323,16 @@ def test_make_describes_itself() -> None:
     assert {*listed, "python"} == set(phony.split())
 
 
+def test_make_gives_its_options_to_pytest() -> None:
+    """And nothing else; without any, two processes share the files of tests."""
+    plain, given = make("-n", "test").stdout, make("-n", "test", "ARGS=-k window").stdout
+    assert ".venv/bin/pytest -k window\n" in given
+    assert ".venv/bin/pytest -n 2 --dist loadfile" in plain
+    for checked in ("ruff check", "ruff format --check", "mypy", "deploy.audit_dependencies"):
+        assert checked in plain
+        assert checked in given
+
+
 def test_make_names_a_python_that_is_too_old(tmp_path: Path) -> None:
     """Where only an old Python is found, the error says what is needed and what was found."""
     python = tmp_path / "python3"
