@@ -13,7 +13,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -25,12 +25,26 @@ from training.evaluation import CUTS, search
 from training.experiments import DEFAULT_DATA
 from training.inference import encode_windows, item_vectors
 from training.item_knn import ItemKnn
+from training.mixing import PARTS, Clicks, Known, Mix, fitted
+from training.mixing import found as best_of
+from training.model import Mind
 from training.preset import PRESETS, TrainingConfig
 from training.recency import trained_model
 from training.sequences import Sequences
 
 TRAINED_SHARE: Final = 0.8
+FITTED_SHARE: Final = 0.1
+"""Newest part of what is learned from: the mixes are fitted on it, with a model of the rest."""
 POPULAR_DAYS: Final = (7, 30)
+REMEMBERED: Final = 200
+"""Clicks of a longer window, of which the model reads the newest."""
+MIXES: Final[tuple[tuple[str, ...], ...]] = (
+    ("interests", "popular"),
+    ("own", "popular"),
+    ("interests", "own"),
+    PARTS,
+)
+_NAMES: Final = {"interests": "interests", "own": "own items", "popular": "popularity"}
 _HOUR_MS: Final = 3_600_000
 _DAY_MS: Final = 24 * _HOUR_MS
 _TOP: Final = max(CUTS)
@@ -100,18 +114,41 @@ class Replay:
                 yield moment, item, item in before
 
 
-def interests(replay: Replay, config: TrainingConfig) -> dict[str, Rows]:
+@dataclass(frozen=True)
+class Learned:
+    """A model of what came before a replay's split.
+
+    Attributes:
+        model: trained.
+        config: with which it was.
+        sequences: from which it was.
+        item_ids: those of rows 1..N of its table.
+        table: float32 (N+1, D).
+    """
+
+    model: Mind
+    config: TrainingConfig
+    sequences: Sequences
+    item_ids: list[str]
+    table: npt.NDArray[np.float32]
+
+
+def learn(replay: Replay, config: TrainingConfig) -> Learned:
+    """Train on the clicks before the split."""
+    past = replay.past
+    learned = Sequences.from_log(past, past.item_ids)
+    model, config = trained_model(learned, len(past.item_ids), config)
+    return Learned(model, config, learned, past.item_ids, item_vectors(model))
+
+
+def interests(replay: Replay, learned: Learned) -> dict[str, Rows]:
     """What a trained model finds, by how often interests are brought up to date: (M, 50) each.
 
     All hold positions in the log's `item_ids`, best first; -1 where nothing is found.
     """
-    past = replay.past
-    learned = Sequences.from_log(past, past.item_ids)
-    model, config = trained_model(learned, len(past.item_ids), config)
-    table = item_vectors(model)
-    everything = Sequences.from_log(replay.log, past.item_ids)
-    code_of = {item: code for code, item in enumerate(replay.log.item_ids)}
-    codes = np.array([-1, *(code_of[item] for item in past.item_ids)])  # by row; -1 is no item
+    model, config, table = learned.model, learned.config, learned.table
+    everything = Sequences.from_log(replay.log, learned.item_ids)
+    codes = _codes(replay.log, learned.item_ids)
     found = {}
     times = replay.times
     for name, instants in {
@@ -126,9 +163,97 @@ def interests(replay: Replay, config: TrainingConfig) -> dict[str, Rows]:
         rows = search(vectors, counts, table, _TOP)
         found[name] = codes[np.maximum(rows, 0)]
     windows = everything.windows_before(replay.begins, config.window_length)
-    rows = ItemKnn(learned, len(past.item_ids)).search(windows, _TOP)
+    rows = ItemKnn(learned.sequences, len(learned.item_ids)).search(windows, _TOP)
     found["item-kNN, per click"] = codes[np.maximum(rows, 0)]
     return found
+
+
+def _codes(log: ClickLog, item_ids: list[str]) -> Rows:
+    """Positions in the log's `item_ids` of rows 1..N; -1 for row 0, which is no item."""
+    code_of = {item: code for code, item in enumerate(log.item_ids)}
+    return np.array([-1, *(code_of[item] for item in item_ids)])
+
+
+def mixed(replay: Replay, learned: Learned, config: TrainingConfig) -> "Mixed":
+    """What is found by interests, own items and popularity together.
+
+    Parameters are fitted on the newest clicks before the split, with a model that has not seen
+    these. Own items are those of the model's window, and once more of a longer one.
+    """
+    earlier = Replay.of(replay.past, 1 - FITTED_SHARE)
+    teacher = learn(earlier, config)
+    short = learned.config.window_length
+    found, mixes = {}, {}
+    for length, ways in ((short, MIXES), (REMEMBERED, (PARTS,))):
+        before, codes = known_before(earlier, teacher, length)
+        place = {code: row for row, code in enumerate(codes.tolist())}
+        moments, items, _ = zip(*earlier.clicks(), strict=True)
+        wanted = Clicks(np.array(moments), np.array([place[item] for item in items]))
+        now, codes = known_before(replay, learned, length)
+        for parts in ways:
+            name = " and ".join([", ".join(_NAMES[part] for part in parts[:-1]), _NAMES[parts[-1]]])
+            name += ", mixed" if length == short else f", mixed, of {length} clicks"
+            mixes[name] = fitted(before, wanted, parts)
+            found[name] = codes[best_of(now, mixes[name], _TOP)]
+    return Mixed(found, mixes)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What mixes find, as in `interests`, and their parameters, by name."""
+
+    found: dict[str, Rows]
+    mixes: dict[str, Mix]
+
+
+def known_before(replay: Replay, learned: Learned, clicks: int) -> tuple[Known, Rows]:
+    """What is known just before each moment, of popularity at the midnight (UTC) before it.
+
+    Items that are new since the model was trained have no vector, yet may be popular.
+
+    Args:
+        replay: its moments.
+        learned: what interests and items are from.
+        clicks: so many of the newest are the user's own items.
+
+    Returns:
+        It, and the positions in the log's `item_ids` of its rows; -1 for row 0.
+    """
+    log, config = replay.log, learned.config
+    known = set(learned.item_ids)
+    item_ids = [*learned.item_ids, *(item for item in log.item_ids if item not in known)]
+    table = np.zeros((len(item_ids) + 1, learned.table.shape[1]), np.float32)
+    table[: len(learned.table)] = learned.table
+    everything = Sequences.from_log(log, learned.item_ids)
+    vectors, counts = encode_windows(
+        learned.model,
+        learned.table,
+        everything.windows_before(replay.begins, config.window_length),
+        config,
+    )
+    codes = _codes(log, item_ids)
+    nights, at = np.unique(replay.times // _DAY_MS * _DAY_MS, return_inverse=True)
+    popular = np.log1p(clicks_of_days(log, nights, POPULAR_DAYS[0])).astype(np.float32)
+    return Known(
+        table=table,
+        vectors=vectors,
+        counts=counts,
+        windows=Sequences.from_log(log, item_ids).windows_before(replay.begins, clicks),
+        popularity=np.where(codes < 0, np.float32(0), popular[:, codes]),
+        at=at,
+    ), codes
+
+
+def clicks_of_days(log: ClickLog, instants: Rows, days: int) -> Rows:
+    """Clicks of each item in the days before each of P instants: int64 (P, items of the log)."""
+    order = np.argsort(log.timestamps_ms, kind="stable")
+    times, items = log.timestamps_ms[order], log.items[order]
+    begins, ends = (np.searchsorted(times, instants - ms) for ms in (days * _DAY_MS, 0))
+    counts = [
+        np.bincount(items[begin:end], minlength=len(log.item_ids))
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+    ]
+    return np.array(counts, np.int64).reshape(len(instants), len(log.item_ids))
 
 
 def recent_popularity(replay: Replay, days: int) -> Rows:
@@ -167,10 +292,14 @@ def own_history_first(replay: Replay, others: Rows) -> Rows:
 
 @dataclass(frozen=True)
 class Recalls:
-    """Share of clicks whose item was among the best so many, for all of them and for some."""
+    """Share of clicks whose item was among the best so many, for all of them and for some.
+
+    `mixes` has the parameters of those that are mixes.
+    """
 
     table: dict[str, dict[str, float]]
     shares: dict[str, float]
+    mixes: dict[str, Mix] = field(default_factory=dict)
 
 
 def recalls(replay: Replay, found: dict[str, Rows]) -> Recalls:
@@ -209,14 +338,16 @@ def recalls(replay: Replay, found: dict[str, Rows]) -> Recalls:
 def evaluate(log: ClickLog, config: TrainingConfig) -> Recalls:
     """Recalls of interests, and of what needs no model."""
     replay = Replay.of(log)
-    found = interests(replay, config)
+    learned = learn(replay, config)
+    found = interests(replay, learned)
     popular = {days: recent_popularity(replay, days) for days in POPULAR_DAYS}
     for days, best in popular.items():
         found[f"popularity of {days} days"] = best
     for days, best in popular.items():
         found[f"own history, then popularity of {days} days"] = own_history_first(replay, best)
     found["own history, then interests"] = own_history_first(replay, found["interests, per click"])
-    return recalls(replay, found)
+    further = mixed(replay, learned, config)
+    return dataclasses.replace(recalls(replay, found | further.found), mixes=further.mixes)
 
 
 def as_markdown(found: Recalls) -> str:
@@ -255,7 +386,9 @@ def main() -> None:
     if options.write:
         options.write.write_text(text)
     for name, values in found.table.items():
-        rounded = {key: round(value, 5) for key, value in values.items()}
+        rounded: dict[str, object] = {key: round(value, 5) for key, value in values.items()}
+        if mix := found.mixes.get(name):
+            rounded["mix"] = {key: round(v, 3) for key, v in dataclasses.asdict(mix).items()}
         sys.stdout.write(json.dumps({"name": name, **rounded}) + "\n")
 
 

@@ -145,7 +145,7 @@ def test_prequential_learns_from_before_the_split(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(prequential, "trained_model", trained)
     with pytest.raises(StopHereError):
-        prequential.interests(replay, CONFIG)
+        prequential.learn(replay, CONFIG)
     before = int((log.timestamps_ms < replay.split_ms).sum())
     assert len(given[0].rows) == before
     assert not any(item.startswith("late-") for item in replay.past.item_ids)
