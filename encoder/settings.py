@@ -234,6 +234,8 @@ class TrainerSettings(_Section):
             the cache; those that the topic no longer has if None.
         item_fields: name of each field of the items topic that items are made of, to its kind: a
             text's `words`, one or several values (`value`), or a number's `band`.
+        mix: fit what interests, own items and recent popularity count for candidates; rows of
+            interests then hold the newest clicks, too.
     """
 
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -246,6 +248,7 @@ class TrainerSettings(_Section):
     click_cache: str | None = None
     horizon_days: Annotated[float, Field(gt=0)] | None = None
     item_fields: dict[str, Literal["value", "words", "band"]] = {}
+    mix: bool = False
 
 
 class LogSettings(_Section):

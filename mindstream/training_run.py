@@ -252,6 +252,7 @@ def train(
         previous=previous,
         notice=waiting.start,
         catalogue=catalogue_from_topic(settings, waiting.tell),
+        mix=settings.trainer.mix,
     )
 
 

@@ -1,15 +1,8 @@
-"""What to recommend when interests are not all that is known: a score of three parts, added up.
+"""What interests, own items and recent popularity count, fitted: see `encoder.mix` for the rule.
 
-    score(u, i) = interests * max_k <v_k, x_i>  +  own(u, i)  +  popular * log(1 + p_i)
-
-v_k are the user's interests, x_i is the item and p_i how often it was clicked of late. For an item
-among the user's newest clicks
-
-    own(u, i) = own + again * log(times) + later * log(1 + after) + alike * max_k <v_k, x_i>
-
-by how often it is there and how many clicks came after its newest; for others it is 0. Nobody can
-say once for all what the parameters are: a gift shop's customers order again what they had, while
-nobody reviews the same thing twice. So they are fitted on clicks that the model has not seen.
+Nobody can say once for all what the parameters are: a gift shop's customers order again what they
+had, while nobody reviews the same thing twice. So they are fitted on clicks that the model has not
+seen.
 
 M moments to recommend at, C clicks to find, L window length, K interests, D vector width, N items.
 """
@@ -25,6 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from encoder.mix import Mix
+
 PARTS: Final = ("interests", "own", "popular")
 _OWN: Final = ("own", "again", "later", "alike")
 _RIDGE: Final = 1e-5
@@ -32,28 +27,6 @@ _ROUNDS: Final = 50
 _SCORES_AT_ONCE: Final = 8_000_000  # float32, of which a few copies are held
 
 Rows = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Mix:
-    """What each part counts.
-
-    Attributes:
-        interests: per unit of the best inner product.
-        popular: per unit of log(1 + recent clicks).
-        own: of an item of the window.
-        again: of such an item, per unit of the log of its clicks there.
-        later: of such an item, per unit of log(1 + clicks after its newest).
-        alike: of such an item, per unit of the best inner product, beside `interests`: interests
-            lie near what they come from, so it tells less there.
-    """
-
-    interests: float = 0.0
-    popular: float = 0.0
-    own: float = 0.0
-    again: float = 0.0
-    later: float = 0.0
-    alike: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -209,7 +182,7 @@ def fitted(known: Known, clicks: Clicks, parts: tuple[str, ...] = PARTS) -> Mix:
 def found(known: Known, mix: Mix, top: int) -> Rows:
     """Each moment's best items: int64 (M, min(top, N)) rows, best first."""
     best = [np.zeros((0, min(top, len(known.table) - 1)), np.int64)]
-    counts = {name: torch.tensor(value) for name, value in dataclasses.asdict(mix).items()}
+    counts = {name: torch.tensor(value) for name, value in mix.model_dump().items()}
     for _, some in known.parts():
         scores = _Dense.of(some).scores(counts)[:, 1:]
         best.append(scores.topk(best[0].shape[1], dim=1).indices.numpy() + 1)

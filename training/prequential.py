@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,22 +19,31 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from encoder.mix import Mix
 from training.click_log import ClickLog
 from training.evaluation import CUTS, search
 from training.experiments import DEFAULT_DATA
-from training.inference import encode_windows, item_vectors
+from training.inference import encode_windows
 from training.item_knn import ItemKnn
-from training.mixing import PARTS, Clicks, Known, Mix, fitted
+from training.mixing import PARTS, fitted
 from training.mixing import found as best_of
-from training.model import Mind
 from training.preset import PRESETS, TrainingConfig
-from training.recency import trained_model
+from training.replay import (
+    DAY_MS,
+    POPULAR_DAYS,
+    Learned,
+    Replay,
+    clicks_at,
+    codes_of,
+    known_before,
+    learn,
+)
 from training.sequences import Sequences
 
 TRAINED_SHARE: Final = 0.8
 FITTED_SHARE: Final = 0.1
 """Newest part of what is learned from: the mixes are fitted on it, with a model of the rest."""
-POPULAR_DAYS: Final = (7, 30)
+_POPULAR_DAYS: Final = (POPULAR_DAYS, 30)
 REMEMBERED: Final = 200
 """Clicks of a longer window, of which the model reads the newest."""
 MIXES: Final[tuple[tuple[str, ...], ...]] = (
@@ -46,99 +54,9 @@ MIXES: Final[tuple[tuple[str, ...], ...]] = (
 )
 _NAMES: Final = {"interests": "interests", "own": "own items", "popular": "popularity"}
 _HOUR_MS: Final = 3_600_000
-_DAY_MS: Final = 24 * _HOUR_MS
 _TOP: Final = max(CUTS)
-_KEY: Final = 1 << 42  # more than any time in ms before the year 2109
 
 Rows = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Replay:
-    """The newest clicks of a log, by moment, and what was known before each.
-
-    Attributes:
-        log: all clicks.
-        split_ms: the first event time that is predicted.
-        begins: int64 (M,), position in the log of each moment's first click, ordered by time.
-        ends: int64 (M,), position after its last.
-        firsts: int64 (M,), position of its user's first click.
-    """
-
-    log: ClickLog
-    split_ms: int
-    begins: Rows
-    ends: Rows
-    firsts: Rows
-
-    @classmethod
-    def of(cls, log: ClickLog, trained_share: float = TRAINED_SHARE) -> "Replay":
-        """Split a log by time."""
-        times = log.timestamps_ms
-        split_ms = int(np.sort(times)[int(len(log) * trained_share)])
-        changes = (np.diff(log.users, prepend=-1) != 0) | (np.diff(times, prepend=-1) != 0)
-        begins = np.flatnonzero(changes)
-        ends = np.append(begins[1:], len(log))
-        order = np.argsort(times[begins], kind="stable")
-        order = order[times[begins[order]] >= split_ms]
-        firsts = np.searchsorted(log.users, log.users[begins[order]])
-        return cls(log, split_ms, begins[order], ends[order], firsts)
-
-    @property
-    def times(self) -> Rows:
-        """When each moment was: int64 (M,), ms."""
-        return self.log.timestamps_ms[self.begins]
-
-    @property
-    def past(self) -> ClickLog:
-        """What the model learns from."""
-        return self.log.between(until_ms=self.split_ms)
-
-    def known_at(self, instants: Rows) -> Rows:
-        """Position after the last click that each moment's user had before an instant: (M,).
-
-        Args:
-            instants: int64 (M,), ms, none after its moment.
-        """
-        keys = self.log.users.astype(np.int64) * _KEY + self.log.timestamps_ms
-        return np.searchsorted(keys, self.log.users[self.begins].astype(np.int64) * _KEY + instants)
-
-    def clicks(self) -> Iterator[tuple[int, int, bool]]:
-        """Moment, item and whether its user had it before, for each click to predict."""
-        items = self.log.items
-        for moment, (first, begin, end) in enumerate(
-            zip(self.firsts.tolist(), self.begins.tolist(), self.ends.tolist(), strict=True)
-        ):
-            before = set(items[first:begin].tolist())
-            for item in items[begin:end].tolist():
-                yield moment, item, item in before
-
-
-@dataclass(frozen=True)
-class Learned:
-    """A model of what came before a replay's split.
-
-    Attributes:
-        model: trained.
-        config: with which it was.
-        sequences: from which it was.
-        item_ids: those of rows 1..N of its table.
-        table: float32 (N+1, D).
-    """
-
-    model: Mind
-    config: TrainingConfig
-    sequences: Sequences
-    item_ids: list[str]
-    table: npt.NDArray[np.float32]
-
-
-def learn(replay: Replay, config: TrainingConfig) -> Learned:
-    """Train on the clicks before the split."""
-    past = replay.past
-    learned = Sequences.from_log(past, past.item_ids)
-    model, config = trained_model(learned, len(past.item_ids), config)
-    return Learned(model, config, learned, past.item_ids, item_vectors(model))
 
 
 def interests(replay: Replay, learned: Learned) -> dict[str, Rows]:
@@ -148,13 +66,13 @@ def interests(replay: Replay, learned: Learned) -> dict[str, Rows]:
     """
     model, config, table = learned.model, learned.config, learned.table
     everything = Sequences.from_log(replay.log, learned.item_ids)
-    codes = _codes(replay.log, learned.item_ids)
+    codes = codes_of(replay.log, learned.item_ids)
     found = {}
     times = replay.times
     for name, instants in {
         "interests, per click": times,
         "interests, hourly": times // _HOUR_MS * _HOUR_MS,
-        "interests, nightly": times // _DAY_MS * _DAY_MS,
+        "interests, nightly": times // DAY_MS * DAY_MS,
         "interests, frozen at release": np.full_like(times, replay.split_ms),
     }.items():
         known = replay.known_at(np.maximum(instants, replay.split_ms))
@@ -166,12 +84,6 @@ def interests(replay: Replay, learned: Learned) -> dict[str, Rows]:
     rows = ItemKnn(learned.sequences, len(learned.item_ids)).search(windows, _TOP)
     found["item-kNN, per click"] = codes[np.maximum(rows, 0)]
     return found
-
-
-def _codes(log: ClickLog, item_ids: list[str]) -> Rows:
-    """Positions in the log's `item_ids` of rows 1..N; -1 for row 0, which is no item."""
-    code_of = {item: code for code, item in enumerate(log.item_ids)}
-    return np.array([-1, *(code_of[item] for item in item_ids)])
 
 
 def mixed(replay: Replay, learned: Learned, config: TrainingConfig) -> "Mixed":
@@ -186,9 +98,7 @@ def mixed(replay: Replay, learned: Learned, config: TrainingConfig) -> "Mixed":
     found, mixes = {}, {}
     for length, ways in ((short, MIXES), (REMEMBERED, (PARTS,))):
         before, codes = known_before(earlier, teacher, length)
-        place = {code: row for row, code in enumerate(codes.tolist())}
-        moments, items, _ = zip(*earlier.clicks(), strict=True)
-        wanted = Clicks(np.array(moments), np.array([place[item] for item in items]))
+        wanted = clicks_at(earlier, codes)
         now, codes = known_before(replay, learned, length)
         for parts in ways:
             name = " and ".join([", ".join(_NAMES[part] for part in parts[:-1]), _NAMES[parts[-1]]])
@@ -206,56 +116,6 @@ class Mixed:
     mixes: dict[str, Mix]
 
 
-def known_before(replay: Replay, learned: Learned, clicks: int) -> tuple[Known, Rows]:
-    """What is known just before each moment, of popularity at the midnight (UTC) before it.
-
-    Items that are new since the model was trained have no vector, yet may be popular.
-
-    Args:
-        replay: its moments.
-        learned: what interests and items are from.
-        clicks: so many of the newest are the user's own items.
-
-    Returns:
-        It, and the positions in the log's `item_ids` of its rows; -1 for row 0.
-    """
-    log, config = replay.log, learned.config
-    known = set(learned.item_ids)
-    item_ids = [*learned.item_ids, *(item for item in log.item_ids if item not in known)]
-    table = np.zeros((len(item_ids) + 1, learned.table.shape[1]), np.float32)
-    table[: len(learned.table)] = learned.table
-    everything = Sequences.from_log(log, learned.item_ids)
-    vectors, counts = encode_windows(
-        learned.model,
-        learned.table,
-        everything.windows_before(replay.begins, config.window_length),
-        config,
-    )
-    codes = _codes(log, item_ids)
-    nights, at = np.unique(replay.times // _DAY_MS * _DAY_MS, return_inverse=True)
-    popular = np.log1p(clicks_of_days(log, nights, POPULAR_DAYS[0])).astype(np.float32)
-    return Known(
-        table=table,
-        vectors=vectors,
-        counts=counts,
-        windows=Sequences.from_log(log, item_ids).windows_before(replay.begins, clicks),
-        popularity=np.where(codes < 0, np.float32(0), popular[:, codes]),
-        at=at,
-    ), codes
-
-
-def clicks_of_days(log: ClickLog, instants: Rows, days: int) -> Rows:
-    """Clicks of each item in the days before each of P instants: int64 (P, items of the log)."""
-    order = np.argsort(log.timestamps_ms, kind="stable")
-    times, items = log.timestamps_ms[order], log.items[order]
-    begins, ends = (np.searchsorted(times, instants - ms) for ms in (days * _DAY_MS, 0))
-    counts = [
-        np.bincount(items[begin:end], minlength=len(log.item_ids))
-        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
-    ]
-    return np.array(counts, np.int64).reshape(len(instants), len(log.item_ids))
-
-
 def recent_popularity(replay: Replay, days: int) -> Rows:
     """The items most clicked in the days before each moment: (M, 50)."""
     order = np.argsort(replay.log.timestamps_ms, kind="stable")
@@ -268,7 +128,7 @@ def recent_popularity(replay: Replay, days: int) -> Rows:
         while until < len(times) and times[until] < at:
             counts[items[until]] += 1
             until += 1
-        while times[since] < at - days * _DAY_MS:
+        while times[since] < at - days * DAY_MS:
             counts[items[since]] -= 1
             since += 1
         found[moment] = np.argsort(-counts, kind="stable")[:top]
@@ -337,10 +197,10 @@ def recalls(replay: Replay, found: dict[str, Rows]) -> Recalls:
 
 def evaluate(log: ClickLog, config: TrainingConfig) -> Recalls:
     """Recalls of interests, and of what needs no model."""
-    replay = Replay.of(log)
+    replay = Replay.of(log, TRAINED_SHARE)
     learned = learn(replay, config)
     found = interests(replay, learned)
-    popular = {days: recent_popularity(replay, days) for days in POPULAR_DAYS}
+    popular = {days: recent_popularity(replay, days) for days in _POPULAR_DAYS}
     for days, best in popular.items():
         found[f"popularity of {days} days"] = best
     for days, best in popular.items():
@@ -388,7 +248,7 @@ def main() -> None:
     for name, values in found.table.items():
         rounded: dict[str, object] = {key: round(value, 5) for key, value in values.items()}
         if mix := found.mixes.get(name):
-            rounded["mix"] = {key: round(v, 3) for key, v in dataclasses.asdict(mix).items()}
+            rounded["mix"] = {key: round(v, 3) for key, v in mix.model_dump().items()}
         sys.stdout.write(json.dumps({"name": name, **rounded}) + "\n")
 
 

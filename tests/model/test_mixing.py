@@ -1,17 +1,18 @@
 """Interests, own items and popularity: how they add up, and what is fitted."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from encoder.mix import Mix
 from tests.tastes import planted_log
 from training.benchmark import MIXED, Benchmark, run
 from training.click_log import ClickLog
-from training.mixing import Clicks, Known, Mix, OwnItems, fitted, found
-from training.prequential import Replay, clicks_of_days, learn, mixed
+from training.mixing import Clicks, Known, OwnItems, fitted, found
+from training.prequential import mixed
 from training.preset import TrainingConfig
+from training.replay import Replay, clicks_of_days, learn
 
 DAY = 86_400_000
 ITEMS = 40
@@ -62,7 +63,12 @@ def test_own_items_are_counted_from_the_newest() -> None:
 
 @pytest.mark.parametrize(
     "mix",
-    [Mix(interests=4), Mix(popular=2), Mix(own=-9), Mix(3, 0.7, 1.1, 0.9, -0.4, -2.5)],
+    [
+        Mix(interests=4),
+        Mix(popular=2),
+        Mix(own=-9),
+        Mix(interests=3, popular=0.7, own=1.1, again=0.9, later=-0.4, alike=-2.5),
+    ],
 )
 def test_the_best_by_the_rule_are_found(mix: Mix) -> None:
     """In order, whatever is mixed; users without interests get what is popular."""
@@ -74,6 +80,26 @@ def test_the_best_by_the_rule_are_found(mix: Mix) -> None:
         np.testing.assert_allclose(
             scores[best[moment] - 1], np.sort(scores)[::-1][:10], rtol=1e-4, atol=1e-5
         )
+
+
+def test_serving_scores_as_training_does() -> None:
+    """The rule of look-ups, by ids, finds the same items in the same order."""
+    mix = Mix(interests=3, popular=0.7, own=1.1, again=0.9, later=-0.4, alike=-2.5)
+    known = known_at(60)
+    best = found(known, mix, ITEMS)
+    for moment in range(60):
+        window = [str(row) for row in known.windows[moment].tolist() if row]
+        own = mix.of_own(list(reversed(window)))
+        popularity = mix.popular * known.popularity[known.at[moment]]
+        vectors = known.vectors[moment, : known.counts[moment]]
+        near = (vectors @ known.table.T).max(axis=0) if len(vectors) else np.zeros(ITEMS + 1)
+        scores = [
+            mix.score(float(near[row]), float(popularity[row]), own.get(str(row)))
+            for row in best[moment].tolist()
+        ]
+        np.testing.assert_allclose(scores, sorted(scores, reverse=True), rtol=1e-5, atol=1e-5)
+        row = int(best[moment, 0])
+        assert scores[0] == pytest.approx(score(known, mix, moment, row), rel=1e-5)
 
 
 def test_an_item_without_a_vector_is_found_by_its_popularity() -> None:
@@ -100,8 +126,8 @@ def test_the_parameters_that_clicks_were_made_with_are_fitted(
         chances = np.exp(scores - scores.max())
         clicked.append(rng.choice(ranked[moment], 8, p=chances / chances.sum()))
     clicks = Clicks(np.repeat(np.arange(moments), 8)[::-1], np.concatenate(clicked)[::-1])
-    values = dataclasses.asdict(fitted(known, clicks))
-    for name, value in dataclasses.asdict(true).items():
+    values = fitted(known, clicks).model_dump()
+    for name, value in true.model_dump().items():
         assert values[name] == pytest.approx(value, abs=0.2), name
 
 
@@ -126,7 +152,7 @@ def test_mixes_know_nothing_of_what_they_are_measured_on() -> None:
     """Their parameters are the same whatever was clicked after the split."""
     log = planted_log(users=60, clicks=20)
     config = TrainingConfig(window_length=7, width=8, neighbours=5, epochs=0.1, fades=())
-    split = Replay.of(log).split_ms
+    split = Replay.of(log, 0.8).split_ms
     other = np.where(log.timestamps_ms >= split, (log.items + 1) % len(log.item_ids), log.items)
     made = []
     for items in (log.items, other):
@@ -135,7 +161,7 @@ def test_mixes_know_nothing_of_what_they_are_measured_on() -> None:
             [log.item_ids[item] for item in items],
             log.timestamps_ms,
         )
-        replay = Replay.of(changed)
+        replay = Replay.of(changed, 0.8)
         made.append(mixed(replay, learn(replay, config), config))
     assert made[0].mixes == made[1].mixes
     assert len(made[0].mixes) == 5
