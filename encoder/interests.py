@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.mind_encoder import MindEncoder
+from encoder.mix import MOST_RECENT
 from encoder.release import Release
 
 
@@ -28,6 +29,8 @@ class InterestRows:
         exemplars: n item ids, the item that speaks most for each interest.
         updated_at: int64 (n,), event time in ms of the user's newest click.
         vectors: float32 (n, D), of length 1.
+        recent: n texts: in slot 0 the window's newest clicks as JSON, newest first, with null for
+            items that the release does not know; empty in others. None for releases without a mix.
     """
 
     user_ids: list[str]
@@ -36,6 +39,7 @@ class InterestRows:
     exemplars: list[str]
     updated_at: NDArray[np.int64]
     vectors: NDArray[np.float32]
+    recent: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -137,6 +141,33 @@ def compute_interests(
             exemplars=encoder.item_ids(exemplar_rows.tolist()),
             updated_at=newest.astype(np.int64),
             vectors=batch.vectors[owner, slot],
+            recent=None if release.manifest.mix is None else _recent(encoder, rows, clicks, used),
         ),
         batch.counts,
     )
+
+
+def _recent(
+    encoder: MindEncoder,
+    rows: NDArray[np.int32],
+    clicks: ClickColumns,
+    used: NDArray[np.bool_],
+) -> list[str]:
+    """What `InterestRows.recent` says of windows.
+
+    Args:
+        encoder: knows the items in the rows.
+        rows: as `encoder_inputs` gives them.
+        clicks: the same windows.
+        used: bool (B, K), which slots have a row.
+    """
+    ends = np.minimum(clicks.counts, rows.shape[1]).tolist()
+    own = encoder.release.quoted_ids
+    quoted = own.__getitem__ if int(rows.max(initial=0)) < len(own) else encoder.quoted
+    texts = []
+    for window, end, slots in zip(rows, ends, used.sum(axis=1).tolist(), strict=True):
+        if slots:
+            newest = window[max(0, end - MOST_RECENT) : end][::-1].tolist()
+            texts.append(f"[{','.join(map(quoted, newest))}]")
+            texts += [""] * (slots - 1)
+    return texts

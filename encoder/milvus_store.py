@@ -132,6 +132,11 @@ class MilvusStore:
                 f" {stored['params']['dim']}, not {width}; was the release's name used before?"
             )
 
+    def fields(self, name: str) -> list[str]:
+        """The names of a collection's fields."""
+        with self._translated(f"describing {name}"):
+            return [field["name"] for field in self._schema(name)["fields"]]
+
     def names(self) -> list[str]:
         """The names of all collections, in order."""
         with self._translated("listing collections"):

@@ -16,6 +16,7 @@ from encoder.interests import (
     interest_key,
 )
 from encoder.mind_encoder import MindEncoder
+from encoder.mix import Mix, recent_of
 from encoder.window import Window, window_of
 from mindstream.audit import columns_of, encode_windows
 from tests.small_release import make_small_release
@@ -121,3 +122,42 @@ def test_only_rows_that_were_there_are_stale_when_the_window_before_is_known(
     before = [pack(eight, codes), pack(two, codes), pack(two, codes)]
     encoded = WindowEncoder(encoder, codes).encode(["shrinks", "grows", "erased"], packed, before)
     assert encoded.stale_keys == ["shrinks#1", "shrinks#2", "erased#0"]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> MindEncoder:
+    folder = tmp_path_factory.mktemp("release") / "m"
+    return MindEncoder(make_small_release(folder, items=20, window_length=LENGTH, mix=Mix(own=1)))
+
+
+@given(window_lists)
+@settings(deadline=None)
+def test_rows_of_releases_with_a_mix_have_the_newest_clicks(
+    mixed: MindEncoder, windows: list[Window]
+) -> None:
+    """In the first slot, newest first, null for items unknown; as many as the release reads."""
+    users = [f"u{number}" for number in range(len(windows))]
+    rows, _ = compute_interests(mixed, users, columns_of(mixed, windows))
+    assert rows.recent is not None
+    assert len(rows.recent) == len(rows)
+    for user, slot, text in zip(rows.user_ids, rows.slots.tolist(), rows.recent, strict=True):
+        newest = windows[users.index(user)].clicks[-LENGTH:]
+        known = mixed.release.row_of
+        expected = [item if item in known else None for _, item in reversed(newest)]
+        assert recent_of(text) == (expected if slot == 0 else [])
+
+
+def test_recent_clicks_are_bounded(mixed: MindEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that they fit the store's field; the newest stay. Other releases have none."""
+    monkeypatch.setattr("encoder.interests.MOST_RECENT", 3)
+    window = window_of([(at, f"item-{at}") for at in range(1, 9)], length=16)
+    rows, _ = compute_interests(mixed, ["u"], columns_of(mixed, [window]))
+    assert rows.recent is not None
+    assert recent_of(rows.recent[0]) == ["item-8", "item-7", "item-6"]
+
+
+def test_releases_without_a_mix_say_nothing_of_clicks(encoder: MindEncoder) -> None:
+    """Their rows are as they were."""
+    window = window_of([(1, "item-1")], length=16)
+    rows, _ = compute_interests(encoder, ["u"], columns_of(encoder, [window]))
+    assert rows.recent is None
