@@ -23,6 +23,7 @@ from encoder.milvus_store import (
     Row,
     for_ever,
 )
+from encoder.mix import RECENT_BYTES
 from encoder.mix_index import MixIndex
 from encoder.pace import Pace
 from encoder.settings import MilvusSettings
@@ -44,7 +45,7 @@ _INTEREST_SCALARS: Final[dict[str, tuple[DataType, dict[str, Any]]]] = {
     "updated_at": (DataType.INT64, {}),
 }
 _RECENT: Final[dict[str, tuple[DataType, dict[str, Any]]]] = {
-    "recent": (DataType.VARCHAR, {"max_length": 65_535})
+    "recent": (DataType.VARCHAR, {"max_length": RECENT_BYTES})
 }
 """Of releases with a mix."""
 

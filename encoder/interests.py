@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.mind_encoder import MindEncoder
-from encoder.mix import MOST_RECENT
+from encoder.mix import recent_text
 from encoder.release import Release
 
 
@@ -127,6 +127,7 @@ def compute_interests(
     release = encoder.release
     rows, ages = encoder_inputs(clicks, window_length=release.manifest.window_length)
     batch = encoder.encode(rows, ages)
+    mix = release.manifest.mix
     slots = np.arange(release.manifest.interests)
     used = slots < batch.counts[:, None]  # (B, K)
     owner, slot = np.nonzero(used)
@@ -141,33 +142,33 @@ def compute_interests(
             exemplars=encoder.item_ids(exemplar_rows.tolist()),
             updated_at=newest.astype(np.int64),
             vectors=batch.vectors[owner, slot],
-            recent=None if release.manifest.mix is None else _recent(encoder, rows, clicks, used),
+            recent=None if mix is None else _recent(encoder, clicks, used, mix.clicks),
         ),
         batch.counts,
     )
 
 
 def _recent(
-    encoder: MindEncoder,
-    rows: NDArray[np.int32],
-    clicks: ClickColumns,
-    used: NDArray[np.bool_],
+    encoder: MindEncoder, clicks: ClickColumns, used: NDArray[np.bool_], most: int
 ) -> list[str]:
     """What `InterestRows.recent` says of windows.
 
     Args:
         encoder: knows the items in the rows.
-        rows: as `encoder_inputs` gives them.
-        clicks: the same windows.
+        clicks: the windows.
         used: bool (B, K), which slots have a row.
+        most: clicks of a window.
     """
-    ends = np.minimum(clicks.counts, rows.shape[1]).tolist()
+    ends = np.cumsum(clicks.counts)
+    begins = np.maximum(ends - clicks.counts, ends - most)
     own = encoder.release.quoted_ids
-    quoted = own.__getitem__ if int(rows.max(initial=0)) < len(own) else encoder.quoted
+    quoted = own.__getitem__ if int(clicks.rows.max(initial=0)) < len(own) else encoder.quoted
     texts = []
-    for window, end, slots in zip(rows, ends, used.sum(axis=1).tolist(), strict=True):
+    for begin, end, slots in zip(
+        begins.tolist(), ends.tolist(), used.sum(axis=1).tolist(), strict=True
+    ):
         if slots:
-            newest = window[max(0, end - MOST_RECENT) : end][::-1].tolist()
-            texts.append(f"[{','.join(map(quoted, newest))}]")
+            newest = clicks.rows[begin:end][::-1].tolist()
+            texts.append(recent_text([quoted(row) for row in newest]))
             texts += [""] * (slots - 1)
     return texts

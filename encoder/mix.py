@@ -15,12 +15,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 MOST_RECENT: Final = 200
-"""Clicks of a window that `recent` can hold: ids of 256 bytes, quoted, in a field of 65,535."""
+"""Clicks that own items can be among."""
+RECENT_BYTES: Final = 65_535
+"""What a row's field `recent` can hold, Milvus's bound of a text."""
 
 
 class Mix(BaseModel):
@@ -34,6 +36,7 @@ class Mix(BaseModel):
         later: of such an item, per unit of log(1 + clicks after its newest).
         alike: of such an item, per unit of the best inner product, beside `interests`: interests
             lie near what they come from, so it tells less there.
+        clicks: so many of the newest clicks are those that own items are among.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +47,11 @@ class Mix(BaseModel):
     again: FiniteFloat = 0.0
     later: FiniteFloat = 0.0
     alike: FiniteFloat = 0.0
+    clicks: Annotated[int, Field(ge=1, le=MOST_RECENT)] = 50
+
+    def weights(self) -> dict[str, float]:
+        """All but `clicks`, by name."""
+        return self.model_dump(exclude={"clicks"})
 
     def of_own(self, recent: Sequence[str | None]) -> dict[str, float]:
         """What a user's own items count, but for `alike`: by item id.
@@ -74,6 +82,24 @@ class Mix(BaseModel):
         """
         score = self.interests * similarity + popularity
         return score if own is None else score + own + self.alike * similarity
+
+
+def recent_text(quoted: Sequence[str]) -> str:
+    """A row's field `recent`: the clicks' items, newest first, without the oldest that do not fit.
+
+    Args:
+        quoted: each as JSON.
+    """
+    text = f"[{','.join(quoted)}]"
+    if 4 * len(text) <= RECENT_BYTES or len(text.encode()) <= RECENT_BYTES:
+        return text
+    size, kept = 1, 0
+    for one in quoted:
+        size += len(one.encode()) + 1
+        if size > RECENT_BYTES:
+            break
+        kept += 1
+    return f"[{','.join(quoted[:kept])}]"
 
 
 def recent_of(text: str) -> list[str | None]:

@@ -182,7 +182,7 @@ def fitted(known: Known, clicks: Clicks, parts: tuple[str, ...] = PARTS) -> Mix:
 def found(known: Known, mix: Mix, top: int) -> Rows:
     """Each moment's best items: int64 (M, min(top, N)) rows, best first."""
     best = [np.zeros((0, min(top, len(known.table) - 1)), np.int64)]
-    counts = {name: torch.tensor(value) for name, value in mix.model_dump().items()}
+    counts = {name: torch.tensor(value) for name, value in mix.weights().items()}
     for _, some in known.parts():
         scores = _Dense.of(some).scores(counts)[:, 1:]
         best.append(scores.topk(best[0].shape[1], dim=1).indices.numpy() + 1)

@@ -248,7 +248,7 @@ def main() -> None:
     for name, values in found.table.items():
         rounded: dict[str, object] = {key: round(value, 5) for key, value in values.items()}
         if mix := found.mixes.get(name):
-            rounded["mix"] = {key: round(v, 3) for key, v in mix.model_dump().items()}
+            rounded["mix"] = {key: round(v, 3) for key, v in mix.weights().items()}
         sys.stdout.write(json.dumps({"name": name, **rounded}) + "\n")
 
 

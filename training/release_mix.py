@@ -32,13 +32,16 @@ class ReleaseMix:
     popularity: npt.NDArray[np.float32]
 
 
-def release_mix(clicks: ClickLog, learned: Learned, until_ms: int) -> ReleaseMix | None:
+def release_mix(
+    clicks: ClickLog, learned: Learned, until_ms: int, own_clicks: int
+) -> ReleaseMix | None:
     """Fit a mix on the newest clicks, and count popularity at the end of the log.
 
     Args:
         clicks: all of them.
         learned: the release's model, trained on those up to `until_ms`.
         until_ms: time of the newest click that it has seen.
+        own_clicks: own items are those of so many of the newest clicks.
 
     Returns:
         None where fewer than `FEWEST_CLICKS` are newer than that.
@@ -48,8 +51,8 @@ def release_mix(clicks: ClickLog, learned: Learned, until_ms: int) -> ReleaseMix
     replay = replay.sample(min(_MOST_MOMENTS, max(1, _MOST_SCORES // size)))
     if int((replay.ends - replay.begins).sum()) < FEWEST_CLICKS:
         return None
-    known, codes = known_before(replay, learned, learned.config.window_length)
-    mix = fitted(known, clicks_at(replay, codes))
+    known, codes = known_before(replay, learned, own_clicks)
+    mix = fitted(known, clicks_at(replay, codes)).model_copy(update={"clicks": own_clicks})
     newest = np.array([int(clicks.timestamps_ms.max()) + 1])
     (counts,) = clicks_of_days(clicks, newest, POPULAR_DAYS)
     popularity = mix.popular * np.log1p(counts[codes[1 : size + 1]])

@@ -67,7 +67,7 @@ def train_release(
     previous: Release | None = None,
     notice: Callable[[str], None] = lambda _: None,
     catalogue: Catalogue | None = None,
-    mix: bool = False,
+    own_clicks: int | None = None,
 ) -> Release:
     """Train on all but the newest clicks, measure on those, and write a release.
 
@@ -84,8 +84,9 @@ def train_release(
             to which it is aligned; see `training.warm_start`.
         notice: told whether it started from there.
         catalogue: the items' fields, with which the release can place items to come.
-        mix: fit on the held-out clicks what interests, own items and recent popularity count. Of
-            clicks that are larger than memory, or too few, the release has no mix all the same.
+        own_clicks: fit on the held-out clicks what interests, the items of so many of a user's
+            newest clicks and recent popularity count; None for a release without a mix. Of clicks
+            that are larger than memory, or too few, it has none all the same.
 
     Returns:
         The release. Its metrics hold the measures on held-out clicks, the same for popularity
@@ -125,10 +126,10 @@ def train_release(
     tell(Progress("evaluating", 1, 1))
 
     mixed = None
-    if mix and isinstance(clicks, ClickLog) and isinstance(sequences, Sequences):
+    if own_clicks and isinstance(clicks, ClickLog) and isinstance(sequences, Sequences):
         learned = Learned(model, config, sequences, item_ids, item_vectors(model))
-        mixed = release_mix(clicks, learned, lesson.until_ms)
-    if mix:
+        mixed = release_mix(clicks, learned, lesson.until_ms, own_clicks)
+    if own_clicks:
         notice("no mix was fitted" if mixed is None else f"the mix: {mixed.mix}")
 
     tell(Progress("exporting", 0, 1))

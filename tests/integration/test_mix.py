@@ -24,7 +24,7 @@ from tests.lookup_service import get, lookup_service
 from tests.small_release import make_small_release
 from training.publication import publish
 
-MIX = Mix(interests=2, popular=1, own=0.8, again=0.5, later=-0.3, alike=-1)
+MIX = Mix(interests=2, popular=1, own=0.8, again=0.5, later=-0.3, alike=-1, clicks=12)
 
 
 def mixed_release(folder: Path, name: str) -> Release:
@@ -40,6 +40,8 @@ def deployment(
     with deployed(
         broker.bootstrap_servers, milvus_lite.uri, tmp_path, release=mixed_release
     ) as one:
+        # The encoder reads the newest eight of them, the mix twelve.
+        one.settings = one.settings.model_copy(update={"window_length": 14})
         yield one
 
 

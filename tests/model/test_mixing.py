@@ -126,8 +126,8 @@ def test_the_parameters_that_clicks_were_made_with_are_fitted(
         chances = np.exp(scores - scores.max())
         clicked.append(rng.choice(ranked[moment], 8, p=chances / chances.sum()))
     clicks = Clicks(np.repeat(np.arange(moments), 8)[::-1], np.concatenate(clicked)[::-1])
-    values = fitted(known, clicks).model_dump()
-    for name, value in true.model_dump().items():
+    values = fitted(known, clicks).weights()
+    for name, value in true.weights().items():
         assert values[name] == pytest.approx(value, abs=0.2), name
 
 

@@ -65,7 +65,7 @@ def test_a_mix_is_fitted_on_request(planted: ClickLog, release: Release, tmp_pat
     told: list[str] = []
     log = dataclasses.replace(planted, timestamps_ms=planted.timestamps_ms * 100)  # of 69 days
     mixed = train_release(
-        log, tmp_path / "r", created_at=NOW, config=CONFIG, mix=True, notice=told.append
+        log, tmp_path / "r", created_at=NOW, config=CONFIG, own_clicks=30, notice=told.append
     )
     assert release.manifest.mix is None
     assert mixed.items.tobytes() == release.items.tobytes()
@@ -73,6 +73,7 @@ def test_a_mix_is_fitted_on_request(planted: ClickLog, release: Release, tmp_pat
     mix = mixed.manifest.mix
     assert mix is not None
     assert mix.interests > 3
+    assert mix.clicks == 30
     newest = log.timestamps_ms > log.timestamps_ms.max() - 7 * 86_400_000
     counts = np.bincount(log.items[newest], minlength=len(log.item_ids))
     assert 0 < newest.mean() < 0.2
