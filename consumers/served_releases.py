@@ -96,7 +96,9 @@ class ServedReleases:
                 f"Milvus has no collections of release {release.name}; is MINDSTREAM_MILVUS__URI"
                 " the store that the release was published to?"
             )
-        self._index.create_release(release.name, release.manifest.width)
+        manifest = release.manifest
+        mixed = manifest.mix is not None
+        self._index.create_release(release.name, manifest.width, mixed=mixed)
         encoder = WindowEncoder(MindEncoder(release, self._threads), self._codes)
         # Whoever takes over from us goes on from `items_from`: we must know no less.
         self._read_items()

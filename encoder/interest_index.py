@@ -23,6 +23,8 @@ from encoder.milvus_store import (
     Row,
     for_ever,
 )
+from encoder.mix import RECENT_BYTES
+from encoder.mix_index import MixIndex
 from encoder.pace import Pace
 from encoder.settings import MilvusSettings
 
@@ -42,6 +44,10 @@ _INTEREST_SCALARS: Final[dict[str, tuple[DataType, dict[str, Any]]]] = {
     "exemplar": _ID,
     "updated_at": (DataType.INT64, {}),
 }
+_RECENT: Final[dict[str, tuple[DataType, dict[str, Any]]]] = {
+    "recent": (DataType.VARCHAR, {"max_length": RECENT_BYTES})
+}
+"""Of releases with a mix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,8 @@ class Interest:
     Attributes:
         updated_at: event time in ms of the newest click in the window.
         vector: float32 (D,), of length 1.
+        recent: the window's newest clicks, see `InterestRows.recent`; empty in slots but the first,
+            of releases without a mix, and where it was not asked for.
     """
 
     user_id: str
@@ -59,6 +67,7 @@ class Interest:
     exemplar: str
     updated_at: int
     vector: NDArray[np.float32]
+    recent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,7 @@ class InterestIndex:
         """
         self._store = MilvusStore(settings)
         self.items = ItemIndex(self._store)
+        self.mixes = MixIndex(self._store)
         self._max_behind_s = max_behind_s
         self._paces: dict[str, Pace] = {}
 
@@ -106,13 +116,20 @@ class InterestIndex:
 
     # Releases ------------------------------------------------------------------------------
 
-    def create_release(self, release: str, width: int) -> None:
-        """Create a release's two collections where they do not exist yet, and load them."""
+    def create_release(self, release: str, width: int, *, mixed: bool = False) -> None:
+        """Create a release's two collections where they do not exist yet, and load them.
+
+        Args:
+            release: its name.
+            width: D.
+            mixed: whether it has a mix, so that rows say what was clicked of late.
+        """
         # Rows of interests are written all the time. A server indexes them in segments that are
         # full; Lite would index all that it has anew after every 128 MB, on the writers' cores.
         searched: IndexType = "FLAT" if self._store.is_lite else "AUTOINDEX"
+        scalars = _INTEREST_SCALARS | _RECENT if mixed else _INTEREST_SCALARS
         self._store.create(
-            _interests(release), ("id", _KEY_BYTES), _INTEREST_SCALARS, width, index_type=searched
+            _interests(release), ("id", _KEY_BYTES), scalars, width, index_type=searched
         )
         self._store.create(
             items_of(release), ("item_id", MAX_ID_BYTES), {}, width, index_type="FLAT"
@@ -127,6 +144,7 @@ class InterestIndex:
         self._store.drop(_interests(release))
         self._store.drop(items_of(release))
         self.items.drop(release)
+        self.mixes.drop(release)
 
     def release_in_use(self) -> ReleaseInUse | None:
         """What readers should read, None before the first release."""
@@ -197,6 +215,8 @@ class InterestIndex:
             "updated_at": rows.updated_at,
             "vector": rows.vectors,
         }
+        if rows.recent is not None:
+            columns["recent"] = rows.recent
         name = _interests(release)
         pace = self._pace(release)
         if pace is not None:
@@ -260,7 +280,13 @@ class InterestIndex:
     # Reads ---------------------------------------------------------------------------------
 
     def interests(
-        self, release: str, user_ids: Sequence[str], slots: int, consistency: Consistency
+        self,
+        release: str,
+        user_ids: Sequence[str],
+        slots: int,
+        consistency: Consistency,
+        *,
+        recent: bool = False,
     ) -> dict[str, list[Interest]]:
         """Users' interests by key, strongest first; users without any are left out.
 
@@ -269,10 +295,12 @@ class InterestIndex:
             user_ids: whose interests.
             slots: K of the release.
             consistency: Milvus's level for this read.
+            recent: read what was clicked of late, too, if the release has it.
         """
+        fields = self._fields(release) if recent else _INTEREST_FIELDS
         keys = [interest_key(user_id, slot) for user_id in user_ids for slot in range(slots)]
         by_user: dict[str, list[Interest]] = {}
-        found = self._store.get(_interests(release), "id", keys, _INTEREST_FIELDS, consistency)
+        found = self._store.get(_interests(release), "id", keys, fields, consistency)
         for interest in map(_interest, found):
             by_user.setdefault(interest.user_id, []).append(interest)
         for interests in by_user.values():
@@ -295,7 +323,11 @@ class InterestIndex:
 
     def all_interests(self, release: str) -> Iterator[Interest]:
         """Every row of a release's interests written before the call, for audits."""
-        return map(_interest, self._store.rows(_interests(release), "id", _INTEREST_FIELDS))
+        return map(_interest, self._store.rows(_interests(release), "id", self._fields(release)))
+
+    def _fields(self, release: str) -> tuple[str, ...]:
+        recent = set(_RECENT) & set(self._store.fields(_interests(release)))
+        return *_INTEREST_FIELDS, *recent
 
     def users(self, release: str) -> Iterator[str]:
         """The user of every row of a release's interests written before the call, row by row."""
@@ -357,4 +389,5 @@ def _interest(row: Row) -> Interest:
         exemplar=row["exemplar"],
         updated_at=int(row["updated_at"]),
         vector=np.asarray(row["vector"], np.float32),
+        recent=row.get("recent", ""),
     )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.mind_encoder import MindEncoder
+from encoder.mix import recent_text
 from encoder.release import Release
 
 
@@ -28,6 +29,8 @@ class InterestRows:
         exemplars: n item ids, the item that speaks most for each interest.
         updated_at: int64 (n,), event time in ms of the user's newest click.
         vectors: float32 (n, D), of length 1.
+        recent: n texts: in slot 0 the window's newest clicks as JSON, newest first, with null for
+            items that the release does not know; empty in others. None for releases without a mix.
     """
 
     user_ids: list[str]
@@ -36,6 +39,7 @@ class InterestRows:
     exemplars: list[str]
     updated_at: NDArray[np.int64]
     vectors: NDArray[np.float32]
+    recent: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -123,6 +127,7 @@ def compute_interests(
     release = encoder.release
     rows, ages = encoder_inputs(clicks, window_length=release.manifest.window_length)
     batch = encoder.encode(rows, ages)
+    mix = release.manifest.mix
     slots = np.arange(release.manifest.interests)
     used = slots < batch.counts[:, None]  # (B, K)
     owner, slot = np.nonzero(used)
@@ -137,6 +142,33 @@ def compute_interests(
             exemplars=encoder.item_ids(exemplar_rows.tolist()),
             updated_at=newest.astype(np.int64),
             vectors=batch.vectors[owner, slot],
+            recent=None if mix is None else _recent(encoder, clicks, used, mix.clicks),
         ),
         batch.counts,
     )
+
+
+def _recent(
+    encoder: MindEncoder, clicks: ClickColumns, used: NDArray[np.bool_], most: int
+) -> list[str]:
+    """What `InterestRows.recent` says of windows.
+
+    Args:
+        encoder: knows the items in the rows.
+        clicks: the windows.
+        used: bool (B, K), which slots have a row.
+        most: clicks of a window.
+    """
+    ends = np.cumsum(clicks.counts)
+    begins = np.maximum(ends - clicks.counts, ends - most)
+    own = encoder.release.quoted_ids
+    quoted = own.__getitem__ if int(clicks.rows.max(initial=0)) < len(own) else encoder.quoted
+    texts = []
+    for begin, end, slots in zip(
+        begins.tolist(), ends.tolist(), used.sum(axis=1).tolist(), strict=True
+    ):
+        if slots:
+            newest = clicks.rows[begin:end][::-1].tolist()
+            texts.append(recent_text([quoted(row) for row in newest]))
+            texts += [""] * (slots - 1)
+    return texts

@@ -6,14 +6,33 @@ its fields number by number, and we hand protobuf the bytes that an array has in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
 from pymilvus import DataType
 from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
+_CELLS: Final = 2_000_000  # 8 MB of vectors a request, well below gRPC's limit
+_TEXT: Final = 8_000_000  # characters a request, each of four bytes at most
 _PACKED: Final = b"\x0a"  # field 1, as a run of bytes of which the length follows
+
+
+def requests_of(columns: Mapping[str, Any]) -> Iterator[slice]:
+    """Rows in their order, so many at a time that a request is no larger than it may be."""
+    rows, width = columns["vector"].shape
+    step = max(1, _CELLS // width)
+    text = np.zeros(rows + 1, np.int64)  # characters before each row
+    for column in columns.values():
+        if isinstance(column, list) and isinstance(column[0], str):
+            text[1:] += np.fromiter(map(len, column), np.int64, rows)
+    text = np.cumsum(text)
+    start = 0
+    while start < rows:
+        fits = int(np.searchsorted(text, text[start] + _TEXT, side="right")) - 1
+        end = max(start + 1, min(start + step, fits))
+        yield slice(start, end)
+        start = end
 
 
 def write_request(

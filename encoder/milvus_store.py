@@ -23,7 +23,7 @@ from pymilvus.exceptions import MilvusException
 
 from encoder.errors import LeaseRanOut, Misconfigured, Unavailable
 from encoder.milvus_client import milvus_client
-from encoder.milvus_request import write_request
+from encoder.milvus_request import requests_of, write_request
 from encoder.settings import MilvusSettings
 
 Consistency = Literal["Strong", "Bounded", "Session", "Eventually"]
@@ -38,7 +38,6 @@ MOST_ROWS: Final = 16_384
 _LITE: Final = "milvus_lite"  # what its version begins with
 _SETUP_TIMEOUT_S: Final = 180.0  # a server takes tens of seconds to create and load a collection
 _CREATION_BUDGET_S: Final = 60.0  # for another attempt to begin
-_REQUEST_CELLS: Final = 2_000_000  # 8 MB of vectors a request, well below gRPC's limit
 _REQUEST_KEYS: Final = 4096
 _REFUSED: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _FIRST_PAUSE_S: Final = 0.02
@@ -132,6 +131,11 @@ class MilvusStore:
                 f" {stored['params']['dim']}, not {width}; was the release's name used before?"
             )
 
+    def fields(self, name: str) -> list[str]:
+        """The names of a collection's fields."""
+        with self._translated(f"describing {name}"):
+            return [field["name"] for field in self._schema(name)["fields"]]
+
     def names(self) -> list[str]:
         """The names of all collections, in order."""
         with self._translated("listing collections"):
@@ -174,9 +178,8 @@ class MilvusStore:
         # On Lite either replaces rows of the same key, but its upsert first looks every row up, by
         # itself, for fields that the caller left out. We leave none out.
         call: Literal["Insert", "Upsert"] = "Insert" if self.is_lite else "Upsert"
-        step = max(1, _REQUEST_CELLS // vectors.shape[1])
-        for start in range(0, len(vectors), step):
-            request = write_request(call, name, fields, columns, slice(start, start + step))
+        for rows in requests_of(columns):
+            request = write_request(call, name, fields, columns, rows)
             self._send(call, request, doing, deadline, lease)
 
     def delete(

@@ -3,6 +3,7 @@
 B users, L window length, K interests, D vector width.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -99,6 +100,15 @@ class MindEncoder:
         own: Sequence[str] = self.release.item_ids
         count = len(own)
         return [own[row - 1] if row <= count else self.further.item_id(row) for row in rows]
+
+    def quoted(self, row: int) -> str:
+        """The item in a row as JSON; `null` for row 0."""
+        own = self.release.quoted_ids
+        return (
+            own[row]
+            if row < len(own)
+            else json.dumps(self.further.item_id(row), ensure_ascii=False)
+        )
 
     def encode(self, rows: npt.NDArray[np.integer], ages: npt.NDArray[np.float32]) -> InterestBatch:
         """Encode B windows.

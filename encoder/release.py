@@ -5,6 +5,7 @@ Nothing in a release is executable: no pickle, and every file is checked against
 """
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from encoder.errors import Misconfigured, Unavailable
 from encoder.item_fields import ItemFieldsRecord, ItemFieldVectors
+from encoder.mix import Mix
 
 ENCODER_FILE: Final = "encoder.onnx"
 ITEMS_FILE: Final = "items.npy"
@@ -33,6 +35,8 @@ FIELDS_FILE: Final = "item_fields.json"
 FIELD_VECTORS_FILE: Final = "item_fields.npy"
 FIELD_FILES: Final = (FIELDS_FILE, FIELD_VECTORS_FILE)
 """Of releases whose items have fields: both or neither."""
+POPULARITY_FILE: Final = "popularity.npy"
+"""Of releases with a mix: what recent popularity counts, item by item."""
 PARAMETERS_FILE: Final = "parameters.npz"
 """For the trainer alone, which goes on from it; a release is whole without."""
 UNKNOWN_ROW: Final = 0
@@ -91,6 +95,8 @@ class Manifest(_Frozen):
     parent: ReleaseName | None = None
     forced: bool = False
     """Whether the gate refused it, and somebody put it into use all the same."""
+    mix: Mix | None = None
+    """How candidates may be scored by more than interests; older versions know no such field."""
     files: dict[FileName, FileRecord]
 
     @model_validator(mode="after")
@@ -100,9 +106,18 @@ class Manifest(_Frozen):
             raise ValueError(f"files does not list {', '.join(missing)}")
         if len([name for name in FIELD_FILES if name in self.files]) == 1:
             raise ValueError(f"files lists only one of {' and '.join(FIELD_FILES)}")
+        if (POPULARITY_FILE in self.files) != (self.mix is not None):
+            raise ValueError(f"there is a mix and {POPULARITY_FILE}, or neither")
         if MANIFEST_FILE in self.files:
             raise ValueError(f"files lists {MANIFEST_FILE}, which cannot hold its own sha256")
         return self
+
+    def to_json(self) -> str:
+        """For the release folder; without what older versions do not know, where it says nothing.
+
+        They refuse a manifest with more fields than they know.
+        """
+        return self.model_dump_json(indent=2, exclude={"mix"} if self.mix is None else None) + "\n"
 
 
 @dataclass(frozen=True)
@@ -115,6 +130,8 @@ class Release:
         items: float32 (N+1, D), mapped read-only from `items.npy`; row 0 is all zeros.
         item_ids: N ids; `item_ids[i]` is row `i + 1` of the table.
         item_fields: makes vectors of items that the release does not know; None if it cannot.
+        popularity: float32 (N,), what recent popularity counts in the score of items 1..N; None of
+            releases without a mix.
     """
 
     manifest: Manifest
@@ -122,6 +139,7 @@ class Release:
     items: npt.NDArray[np.float32] = field(repr=False)
     item_ids: Sequence[str] = field(repr=False)
     item_fields: ItemFieldVectors | None = None
+    popularity: npt.NDArray[np.float32] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -142,6 +160,11 @@ class Release:
         """Rows of the given items, int32, in the order given; unknown items get row 0."""
         row_of = self.row_of
         return np.fromiter((row_of.get(item, UNKNOWN_ROW) for item in item_ids), dtype=np.int32)
+
+    @cached_property
+    def quoted_ids(self) -> list[str]:
+        """By row, 0..N, the item id as JSON; `null` for row 0."""
+        return ["null", *(json.dumps(item_id, ensure_ascii=False) for item_id in self.item_ids)]
 
     def features(self) -> pa.Table:
         """The item table's columns, `item_id` first, in row order 1..N."""
@@ -171,6 +194,8 @@ def write_release(
     parent: str | None = None,
     further: Mapping[str, bytes] | None = None,
     parameters: bytes | None = None,
+    mix: Mix | None = None,
+    popularity: npt.NDArray[np.float32] | None = None,
 ) -> Release:
     """Write a release folder in one step: readers see all of it or nothing.
 
@@ -191,6 +216,8 @@ def write_release(
         parent: the release that this one was trained from.
         further: files for people to look at, by name; serving reads none of them.
         parameters: what the next one is trained from, an archive for the trainer alone.
+        mix: how candidates may be scored by more than interests.
+        popularity: float32 (N,), finite: what recent popularity counts; goes with `mix`.
 
     Raises:
         ReleaseError: what was passed does not make a release, or the folder exists.
@@ -228,6 +255,8 @@ def write_release(
             _write_fields(draft, item_fields)
         if parameters is not None:
             (draft / PARAMETERS_FILE).write_bytes(parameters)
+        if popularity is not None:
+            np.save(draft / POPULARITY_FILE, popularity, allow_pickle=False)
         try:
             manifest = Manifest(
                 release=release,
@@ -240,11 +269,12 @@ def write_release(
                 training=training,
                 metrics=metrics or {},
                 parent=parent,
+                mix=mix,
                 files={file.name: _record(file) for file in sorted(draft.iterdir())},
             )
         except ValidationError as error:
             raise ReleaseError(f"{folder.name}: not a valid manifest: {error}") from error
-        (draft / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
+        (draft / MANIFEST_FILE).write_text(manifest.to_json(), "utf-8")
         open_release(draft)
         draft.chmod(0o755)  # mkdtemp makes it private; a release is read by other users' processes
         for file in draft.iterdir():
@@ -265,7 +295,7 @@ def forced(release: Release) -> Release:
     """Note in a release's manifest that it goes into use though the gate refused it."""
     manifest = release.manifest.model_copy(update={"forced": True})
     draft = release.folder / f".{MANIFEST_FILE}.draft"
-    draft.write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
+    draft.write_text(manifest.to_json(), "utf-8")
     draft.replace(release.folder / MANIFEST_FILE)
     return replace(release, manifest=manifest)
 
@@ -309,6 +339,7 @@ def open_release(folder: Path) -> Release:
         items=items,
         item_ids=ids,
         item_fields=_read_fields(folder, manifest) if FIELDS_FILE in manifest.files else None,
+        popularity=_read_popularity(folder, manifest) if manifest.mix else None,
     )
 
 
@@ -336,6 +367,25 @@ def _read_fields(folder: Path, manifest: Manifest) -> ItemFieldVectors:
             f"float32 {shape}; write the release again"
         )
     return ItemFieldVectors(record.fields, vectors, record.unit)
+
+
+def _read_popularity(folder: Path, manifest: Manifest) -> npt.NDArray[np.float32]:
+    path = folder / POPULARITY_FILE
+    try:
+        popularity: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ReleaseError(f"{path} is not a plain numpy array: {error}") from error
+    shape = (manifest.items,)
+    if (
+        popularity.dtype != np.float32
+        or popularity.shape != shape
+        or not np.isfinite(popularity).all()
+    ):
+        raise ReleaseError(
+            f"{path} holds {popularity.dtype} {popularity.shape}, but must hold finite numbers, "
+            f"float32 {shape}; write the release again"
+        )
+    return popularity
 
 
 def read_manifest(raw: bytes, where: Path | str) -> Manifest:

@@ -17,6 +17,8 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -234,6 +236,10 @@ class TrainerSettings(_Section):
             the cache; those that the topic no longer has if None.
         item_fields: name of each field of the items topic that items are made of, to its kind: a
             text's `words`, one or several values (`value`), or a number's `band`.
+        window_length: clicks that releases read, at most the windows' own `window_length`, which it
+            is if None; a mix reads what windows have beyond it.
+        mix: fit what interests, own items and recent popularity count for candidates; rows of
+            interests then hold the newest clicks, too.
     """
 
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -246,6 +252,8 @@ class TrainerSettings(_Section):
     click_cache: str | None = None
     horizon_days: Annotated[float, Field(gt=0)] | None = None
     item_fields: dict[str, Literal["value", "words", "band"]] = {}
+    window_length: Annotated[int, Field(ge=1)] | None = None
+    mix: bool = False
 
 
 class LogSettings(_Section):
@@ -274,7 +282,18 @@ class Settings(BaseSettings):
     lookup: LookupSettings = LookupSettings()
     monitor: MonitorSettings = MonitorSettings()
     log: LogSettings = LogSettings()
-    window_length: Annotated[int, Field(ge=1, le=10_000)] = 50
+    window_length: Annotated[int, Field(ge=1, le=10_000, validate_default=True)] = 50
+
+    @field_validator("window_length")
+    @classmethod
+    def _releases_read_what_windows_have(cls, length: int, info: ValidationInfo) -> int:
+        trainer = info.data.get("trainer")  # missing if it is wrong itself
+        if trainer is not None and (trainer.window_length or 0) > length:
+            raise ValueError(
+                f"window_length ({length}) must be at least trainer.window_length"
+                f" ({trainer.window_length})"
+            )
+        return length
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -13,14 +13,18 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from encoder.errors import Misconfigured, Unavailable
 from encoder.interest_index import Hit, Interest, InterestIndex, ReleaseInUse
-from encoder.milvus_store import Consistency
+from encoder.milvus_store import MOST_ROWS, Consistency
+from encoder.mix import recent_of
+from encoder.mix_index import StoredMix
 from encoder.settings import MilvusSettings
 from lookup.item_table import ItemTable, ItemTables
 
 _POINTER_TTL_S: Final = 1.0
+_PER_LIMIT: Final = 4  # items that are asked of the store for one that a mix returns
 
 T = TypeVar("T")
 
@@ -36,11 +40,15 @@ class Interests:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The items nearest to any interest of a user, best first, each once."""
+    """The items nearest to any interest of a user, best first, each once.
+
+    Where they are `mixed`, the best by the release's mix instead, and scores are those of its rule.
+    """
 
     user_id: str
     release: str
     items: tuple[Hit, ...]
+    mixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,7 @@ class Lookup:
         self._tables = ItemTables(self._load_items, self._changed_items)
         self._in_use: ReleaseInUse | None = None
         self._in_use_read_at = 0.0
+        self._known_mix: tuple[str, StoredMix | None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -147,10 +156,29 @@ class Lookup:
         return [Interests(u, release.name, tuple(found.get(u, ()))) for u in user_ids]
 
     def candidates(
-        self, user_id: str, *, limit: int = 50, consistency: Consistency | None = None
+        self,
+        user_id: str,
+        *,
+        limit: int = 50,
+        mixed: bool = False,
+        consistency: Consistency | None = None,
     ) -> Candidates:
-        """The items nearest to a user's interests: an item counts with its best interest."""
-        return self._in_one_release(lambda one: self._candidates(one, user_id, limit, consistency))
+        """The items nearest to a user's interests: an item counts with its best interest.
+
+        Args:
+            user_id: whose.
+            limit: how many.
+            mixed: add what the user's own items and recent popularity count, if the release has a
+                mix. Users of whom nothing is known get what is popular.
+            consistency: Milvus's level for the reads.
+        """
+
+        def read(release: ReleaseInUse) -> Candidates:
+            if mixed and (stored := self._mix(release.name)) is not None:
+                return self._mixed(release, stored, user_id, limit, consistency)
+            return self._candidates(release, user_id, limit, consistency)
+
+        return self._in_one_release(read)
 
     def _candidates(
         self, release: ReleaseInUse, user_id: str, limit: int, consistency: Consistency | None
@@ -162,6 +190,61 @@ class Lookup:
                 best[hit.id] = max(hit.score, best.get(hit.id, hit.score))
         ranked = sorted(best.items(), key=lambda pair: (-pair[1], pair[0]))[:limit]
         return Candidates(user_id, interests.release, tuple(Hit(*pair) for pair in ranked))
+
+    def _mix(self, release: str) -> StoredMix | None:
+        """The release's mix, which is read once."""
+        known = self._known_mix
+        if known is None or known[0] != release:
+            known = self._known_mix = release, self._index.mixes.read(release)
+        return known[1]
+
+    def _mixed(
+        self,
+        release: ReleaseInUse,
+        stored: StoredMix,
+        user_id: str,
+        limit: int,
+        consistency: Consistency | None,
+    ) -> Candidates:
+        level = consistency or self._consistency
+        rows = self._index.interests(release.name, [user_id], release.slots, level, recent=True)
+        interests = Interests(user_id, release.name, tuple(rows.get(user_id, ())))
+        own = {
+            item_id: counts
+            for row in interests.interests
+            for item_id, counts in stored.mix.of_own(recent_of(row.recent)).items()
+        }
+        vectors = np.array([row.vector for row in interests.interests], np.float32)
+        if table := self._tables.get(release.name):
+            hits = table.best(vectors, stored, own, limit)
+        else:
+            hits = self._best_of_store(interests, vectors, stored, own, limit, level)
+        return Candidates(user_id, release.name, tuple(hits), mixed=True)
+
+    def _best_of_store(
+        self,
+        interests: Interests,
+        vectors: NDArray[np.float32],
+        stored: StoredMix,
+        own: dict[str, float],
+        limit: int,
+        level: Consistency,
+    ) -> list[Hit]:
+        """The best of those that are among the nearest, the most popular or the user's own."""
+        many = min(_PER_LIMIT * limit, MOST_ROWS)
+        near: dict[str, float] = {}
+        for hits in self.nearest_items(interests, limit=many, consistency=level):
+            for hit in hits:
+                near[hit.id] = max(hit.score, near.get(hit.id, hit.score))
+        others = [one for one in {*own, *stored.most_popular[:many]} if one not in near]
+        # Those that were withdrawn have none.
+        for item_id, vector in self._index.item_vectors(interests.release, others, level).items():
+            near[item_id] = float((vectors @ vector).max()) if len(vectors) else 0.0
+        scores = [
+            Hit(one, stored.mix.score(similarity, stored.popularity.get(one, 0.0), own.get(one)))
+            for one, similarity in near.items()
+        ]
+        return sorted(scores, key=lambda hit: (-hit.score, hit.id))[:limit]
 
     def nearest_items(
         self, interests: Interests, *, limit: int, consistency: Consistency | None = None

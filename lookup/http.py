@@ -6,10 +6,11 @@
 | `GET /users/{user}/candidates?limit=50` | `{"user", "release", "items": [{"id", "score"}]}` |
 | `GET /items/{item}/audience?limit=50` | `{"item", "release", "users": [{"id", "score"}]}` |
 
-Interests come with their vectors when `vectors=true` is asked for. Every request may name Milvus's
-`consistency` for it. Ids are percent-encoded, slashes too. Errors are JSON with an `error`: 400
-names the parameter at fault, 404 an item that the release does not have, 503 the store that does
-not answer.
+Interests come with their vectors when `vectors=true` is asked for. Candidates are by the release's
+mix when `mixed=true` is asked for and it has one; `"mixed": true` in the answer says so. Every
+request may name Milvus's `consistency` for it. Ids are percent-encoded, slashes too. Errors are
+JSON with an `error`: 400 names the parameter at fault, 404 an item that the release does not have,
+503 the store that does not answer.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class _Query(BaseModel):
 
     limit: Annotated[int, Field(ge=1, le=1000)] = 50
     vectors: bool = False
+    mixed: bool = False
     consistency: Consistency | None = None
 
 
@@ -85,8 +87,11 @@ def application(lookup: Lookup) -> Starlette:
 
     def candidates(request: Request, query: _Query) -> dict[str, Any]:
         user = request.path_params["user"]
-        found = lookup.candidates(user, limit=query.limit, consistency=query.consistency)
-        return {"user": user, "release": found.release, "items": _hits(found.items)}
+        found = lookup.candidates(
+            user, limit=query.limit, mixed=query.mixed, consistency=query.consistency
+        )
+        answer = {"user": user, "release": found.release, "items": _hits(found.items)}
+        return answer | {"mixed": True} if found.mixed else answer
 
     def audience(request: Request, query: _Query) -> dict[str, Any]:
         item = request.path_params["item"]

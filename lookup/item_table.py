@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from typing import Final
@@ -22,6 +22,7 @@ from encoder.announced_items import Offsets
 from encoder.errors import Misconfigured, Unavailable
 from encoder.interest_index import Hit
 from encoder.item_index import ItemChanges, seen_of
+from encoder.mix_index import StoredMix
 
 _RETRY_AFTER_S: Final = 60.0
 _FOLLOW_S: Final = 1.0
@@ -46,6 +47,7 @@ class ItemTable:
         self._out = np.zeros(0, np.int64)  # rows of items that were withdrawn, or changed
         self._added_ids: list[str] = []
         self._added_columns = self._columns[:, :0]
+        self._popularity: tuple[StoredMix, NDArray[np.float32]] | None = None
 
     def __len__(self) -> int:
         return len(self._item_ids) - len(self._out) + len(self._added)
@@ -88,11 +90,61 @@ class ItemTable:
         limit = min(limit, len(self))
         if not limit:
             return [[] for _ in vectors]
+        return [self._best(of_one, limit) for of_one in self._scores(vectors)]
+
+    def best(
+        self,
+        vectors: NDArray[np.float32],
+        stored: StoredMix,
+        own: Mapping[str, float],
+        limit: int,
+    ) -> list[Hit]:
+        """The items with the highest score by a mix, best first.
+
+        Args:
+            vectors: float32 (n, D), a user's interests; there may be none.
+            stored: of the release.
+            own: what the user's own items count, but for `alike`.
+            limit: how many.
+        """
+        limit = min(limit, len(self))
+        if not limit:
+            return []
+        mix, popularity = stored.mix, self._popularity_by_row(stored)
+        near = np.zeros(len(popularity), np.float32)
+        if len(vectors):
+            near = self._scores(vectors).max(axis=0)
+            near[self._out] = 0
+        scores = mix.interests * near + popularity
+        for item_id, counts in own.items():
+            row = self._row(item_id)
+            if row is not None:
+                scores[row] += counts + mix.alike * near[row]
+        scores[self._out] = -np.inf
+        return self._best(scores, limit)
+
+    def _scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Inner products of n vectors with all rows, those of added items last."""
         scores = vectors @ self._columns
         scores[:, self._out] = -np.inf
         if self._added_ids:
             scores = np.concatenate([scores, vectors @ self._added_columns], axis=1)
-        return [self._best(of_one, limit) for of_one in scores]
+        return scores
+
+    def _popularity_by_row(self, stored: StoredMix) -> NDArray[np.float32]:
+        found = self._popularity
+        if found is None or found[0] is not stored:
+            counts = [stored.popularity.get(item_id, 0.0) for item_id in self._item_ids]
+            found = self._popularity = stored, np.array(counts, np.float32)
+        added = [stored.popularity.get(item_id, 0.0) for item_id in self._added_ids]
+        return np.concatenate([found[1], np.array(added, np.float32)])
+
+    def _row(self, item_id: str) -> int | None:
+        """The row of an item that is retrieved."""
+        if item_id in self._added:
+            return len(self._item_ids) + self._added_ids.index(item_id)
+        row = self._row_of.get(item_id)
+        return row if row is not None and row not in self._out else None
 
     def _best(self, scores: NDArray[np.float32], limit: int) -> list[Hit]:
         rows = np.argpartition(scores, len(scores) - limit)[-limit:]

@@ -292,4 +292,5 @@ def same_row(row: Interest, expected: InterestRows, number: int) -> bool:
         and row.updated_at == int(expected.updated_at[number])
         and np.float32(row.weight) == expected.weights[number]
         and row.vector.tobytes() == expected.vectors[number].tobytes()
+        and row.recent == (expected.recent[number] if expected.recent else "")
     )

@@ -275,7 +275,7 @@ def _different(
     """Those whose rows are not as they should be; the others are noted with what agreed."""
     windows = {u: window for u in user_ids if (window := state.packed(u)) is not None}
     slots = release.manifest.interests
-    stored = index.interests(release.name, user_ids, slots, "Strong")
+    stored = index.interests(release.name, user_ids, slots, "Strong", recent=True)
     expected: dict[str, list[int]] = {user_id: [] for user_id in user_ids}
     rows = state.encoder.encode(list(windows), list(windows.values()), None).rows
     for number, user_id in enumerate(rows.user_ids):

@@ -14,6 +14,7 @@ from rich.console import Console
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.milvus_client import close_embedded
+from encoder.mix import MOST_RECENT
 from encoder.release import Release, ReleaseError, ReleaseUnavailableError, forced
 from encoder.release_store import fetch_release, store_beside
 from encoder.release_topic import read_releases
@@ -222,8 +223,13 @@ def training_config(settings: Settings) -> TrainingConfig:
         holdout=settings.trainer.holdout,
         seed=settings.trainer.seed,
         threads=threads,
-        window_length=settings.window_length,
+        window_length=settings.trainer.window_length or settings.window_length,
     )
+
+
+def own_clicks(settings: Settings) -> int | None:
+    """Of how many clicks the items are a user's own, in a release's mix; None for no mix."""
+    return min(settings.window_length, MOST_RECENT) if settings.trainer.mix else None
 
 
 def train(
@@ -253,6 +259,7 @@ def train(
         previous=previous,
         notice=waiting.start,
         catalogue=catalogue_from_topic(settings, waiting.tell),
+        own_clicks=own_clicks(settings),
     )
 
 

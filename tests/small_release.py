@@ -3,9 +3,11 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from encoder.item_fields import ItemFieldVectors
+from encoder.mix import Mix
 from encoder.release import Release, TrainingRecord, write_release
 from training.export import export_graph
 from training.model import Mind
@@ -23,8 +25,12 @@ def make_small_release(
     seed: int = 0,
     name: str = "r_small",
     item_fields: ItemFieldVectors | None = None,
+    mix: Mix | None = None,
 ) -> Release:
-    """Write a release with items `item-1` … `item-N` (and a title for each) to `folder`."""
+    """Write a release with items `item-1` … `item-N` (and a title for each) to `folder`.
+
+    With a mix, items are the more popular the higher their number, and the first ten are not.
+    """
     key = (items, width, interests, seed)
     if key not in _GRAPHS:  # exporting takes seconds, and tests ask for the same one many times
         model = Mind(items, width=width, interests=interests, fade=0.1, seed=seed)
@@ -45,5 +51,11 @@ def make_small_release(
             since_ms=0, until_ms=0, clicks=0, users=0, preset="untrained", seed=seed
         ),
         item_fields=item_fields,
+        mix=mix,
+        popularity=None if mix is None else _popularity(items),
         features=pa.table({"title": [f"Title of item {row}" for row in range(1, items + 1)]}),
     )
+
+
+def _popularity(items: int) -> np.ndarray:
+    return np.maximum(0, np.linspace(-10 / items, 1, items)).astype(np.float32)

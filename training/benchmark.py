@@ -26,9 +26,12 @@ from training.evaluation import CUTS, HeldOut, measures, search
 from training.inference import encode_windows, item_vectors
 from training.item_knn import ItemKnn
 from training.max_mf import MaxMf
+from training.mixing import Clicks, Known, fitted
+from training.mixing import found as best_of
+from training.model import Mind
 from training.preset import MAX_MF, PRESETS, TrainingConfig
-from training.recency import trained_model
-from training.sequences import Sequences
+from training.recency import split_users, trained_model
+from training.sequences import Sequences, item_counts
 
 WINDOW: Final = 20
 HISTORY_SHARE: Final = 0.8
@@ -41,6 +44,7 @@ COLUMNS: Final = (
     ("ndcg_at_50", "NDCG@50"),
 )
 UNTRAINED: Final = ("popularity", "item-knn")
+MIXED: Final = "mixed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +132,31 @@ def trained(data: Benchmark, config: TrainingConfig) -> Search:
     return found
 
 
+def mixed(data: Benchmark, config: TrainingConfig) -> Search:
+    """A trained model's interests, the window's items and popularity in the training part.
+
+    What each counts is fitted on users held out of the training part, with a model of the others.
+    """
+    model, config = trained_model(data.train, data.items, config)
+    others, held_out = split_users(data.train, WINDOW, config.seed)
+    teacher, _ = trained_model(others, data.items, config)
+    clicks = Clicks.of(held_out.targets)
+    mix = fitted(_known(teacher, others, held_out, config), clicks)
+    return lambda held_out: (
+        best_of(_known(model, data.train, held_out, config), mix, max(CUTS)),
+        None,
+    )
+
+
+def _known(model: Mind, learned: Sequences, held_out: HeldOut, config: TrainingConfig) -> Known:
+    table = item_vectors(model)
+    vectors, counts = encode_windows(model, table, held_out.windows, config, held_out.profiles)
+    clicks = item_counts(learned, len(table) - 1)
+    popularity = np.log1p(np.concatenate([[0], clicks])).astype(np.float32)[None]
+    at = np.zeros(len(held_out), np.int64)
+    return Known(table, vectors, counts, held_out.windows, popularity, at)
+
+
 def max_mf(data: Benchmark, config: TrainingConfig) -> Search:
     """Users' vectors by matrix factorisation, found for each window."""
     model = MaxMf(data.train, data.items, config)
@@ -169,8 +198,9 @@ def run(
         fixed: dict[str, object] = {"seed": seed, "window_length": WINDOW}
         if changes and "fade" in changes:
             fixed["fades"] = ()
-        config = dataclasses.replace(PRESETS[preset], **fixed, **(changes or {}))  # type: ignore[arg-type]
-        find = trained(data, config)
+        base = PRESETS["default" if preset == MIXED else preset]
+        config = dataclasses.replace(base, **fixed, **(changes or {}))  # type: ignore[arg-type]
+        find = mixed(data, config) if preset == MIXED else trained(data, config)
     seconds = time.perf_counter() - began
     results = {}
     for part, held_out in (("valid", data.valid), ("test", data.test)):
@@ -222,7 +252,7 @@ def change(text: str) -> tuple[str, object]:
 
 def main() -> None:
     """Measure the presets named, all of them if none is."""
-    known = [*UNTRAINED, MAX_MF.name, *PRESETS]
+    known = [*UNTRAINED, MAX_MF.name, *PRESETS, MIXED]
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmark",
         description=__doc__,

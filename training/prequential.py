@@ -12,112 +12,67 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from encoder.mix import Mix
 from training.click_log import ClickLog
 from training.evaluation import CUTS, search
 from training.experiments import DEFAULT_DATA
-from training.inference import encode_windows, item_vectors
+from training.inference import encode_windows
 from training.item_knn import ItemKnn
+from training.mixing import PARTS, fitted
+from training.mixing import found as best_of
 from training.preset import PRESETS, TrainingConfig
-from training.recency import trained_model
+from training.replay import (
+    DAY_MS,
+    POPULAR_DAYS,
+    Learned,
+    Replay,
+    clicks_at,
+    codes_of,
+    known_before,
+    learn,
+)
 from training.sequences import Sequences
 
 TRAINED_SHARE: Final = 0.8
-POPULAR_DAYS: Final = (7, 30)
+FITTED_SHARE: Final = 0.1
+"""Newest part of what is learned from: the mixes are fitted on it, with a model of the rest."""
+_POPULAR_DAYS: Final = (POPULAR_DAYS, 30)
+REMEMBERED: Final = 200
+"""Clicks of a longer window, of which the model reads the newest."""
+MIXES: Final[tuple[tuple[str, ...], ...]] = (
+    ("interests", "popular"),
+    ("own", "popular"),
+    ("interests", "own"),
+    PARTS,
+)
+_NAMES: Final = {"interests": "interests", "own": "own items", "popular": "popularity"}
 _HOUR_MS: Final = 3_600_000
-_DAY_MS: Final = 24 * _HOUR_MS
 _TOP: Final = max(CUTS)
-_KEY: Final = 1 << 42  # more than any time in ms before the year 2109
 
 Rows = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Replay:
-    """The newest clicks of a log, by moment, and what was known before each.
-
-    Attributes:
-        log: all clicks.
-        split_ms: the first event time that is predicted.
-        begins: int64 (M,), position in the log of each moment's first click, ordered by time.
-        ends: int64 (M,), position after its last.
-        firsts: int64 (M,), position of its user's first click.
-    """
-
-    log: ClickLog
-    split_ms: int
-    begins: Rows
-    ends: Rows
-    firsts: Rows
-
-    @classmethod
-    def of(cls, log: ClickLog, trained_share: float = TRAINED_SHARE) -> "Replay":
-        """Split a log by time."""
-        times = log.timestamps_ms
-        split_ms = int(np.sort(times)[int(len(log) * trained_share)])
-        changes = (np.diff(log.users, prepend=-1) != 0) | (np.diff(times, prepend=-1) != 0)
-        begins = np.flatnonzero(changes)
-        ends = np.append(begins[1:], len(log))
-        order = np.argsort(times[begins], kind="stable")
-        order = order[times[begins[order]] >= split_ms]
-        firsts = np.searchsorted(log.users, log.users[begins[order]])
-        return cls(log, split_ms, begins[order], ends[order], firsts)
-
-    @property
-    def times(self) -> Rows:
-        """When each moment was: int64 (M,), ms."""
-        return self.log.timestamps_ms[self.begins]
-
-    @property
-    def past(self) -> ClickLog:
-        """What the model learns from."""
-        return self.log.between(until_ms=self.split_ms)
-
-    def known_at(self, instants: Rows) -> Rows:
-        """Position after the last click that each moment's user had before an instant: (M,).
-
-        Args:
-            instants: int64 (M,), ms, none after its moment.
-        """
-        keys = self.log.users.astype(np.int64) * _KEY + self.log.timestamps_ms
-        return np.searchsorted(keys, self.log.users[self.begins].astype(np.int64) * _KEY + instants)
-
-    def clicks(self) -> Iterator[tuple[int, int, bool]]:
-        """Moment, item and whether its user had it before, for each click to predict."""
-        items = self.log.items
-        for moment, (first, begin, end) in enumerate(
-            zip(self.firsts.tolist(), self.begins.tolist(), self.ends.tolist(), strict=True)
-        ):
-            before = set(items[first:begin].tolist())
-            for item in items[begin:end].tolist():
-                yield moment, item, item in before
-
-
-def interests(replay: Replay, config: TrainingConfig) -> dict[str, Rows]:
+def interests(replay: Replay, learned: Learned) -> dict[str, Rows]:
     """What a trained model finds, by how often interests are brought up to date: (M, 50) each.
 
     All hold positions in the log's `item_ids`, best first; -1 where nothing is found.
     """
-    past = replay.past
-    learned = Sequences.from_log(past, past.item_ids)
-    model, config = trained_model(learned, len(past.item_ids), config)
-    table = item_vectors(model)
-    everything = Sequences.from_log(replay.log, past.item_ids)
-    code_of = {item: code for code, item in enumerate(replay.log.item_ids)}
-    codes = np.array([-1, *(code_of[item] for item in past.item_ids)])  # by row; -1 is no item
+    model, config, table = learned.model, learned.config, learned.table
+    everything = Sequences.from_log(replay.log, learned.item_ids)
+    codes = codes_of(replay.log, learned.item_ids)
     found = {}
     times = replay.times
     for name, instants in {
         "interests, per click": times,
         "interests, hourly": times // _HOUR_MS * _HOUR_MS,
-        "interests, nightly": times // _DAY_MS * _DAY_MS,
+        "interests, nightly": times // DAY_MS * DAY_MS,
         "interests, frozen at release": np.full_like(times, replay.split_ms),
     }.items():
         known = replay.known_at(np.maximum(instants, replay.split_ms))
@@ -126,9 +81,39 @@ def interests(replay: Replay, config: TrainingConfig) -> dict[str, Rows]:
         rows = search(vectors, counts, table, _TOP)
         found[name] = codes[np.maximum(rows, 0)]
     windows = everything.windows_before(replay.begins, config.window_length)
-    rows = ItemKnn(learned, len(past.item_ids)).search(windows, _TOP)
+    rows = ItemKnn(learned.sequences, len(learned.item_ids)).search(windows, _TOP)
     found["item-kNN, per click"] = codes[np.maximum(rows, 0)]
     return found
+
+
+def mixed(replay: Replay, learned: Learned, config: TrainingConfig) -> "Mixed":
+    """What is found by interests, own items and popularity together.
+
+    Parameters are fitted on the newest clicks before the split, with a model that has not seen
+    these. Own items are those of the model's window, and once more of a longer one.
+    """
+    earlier = Replay.of(replay.past, 1 - FITTED_SHARE)
+    teacher = learn(earlier, config)
+    short = learned.config.window_length
+    found, mixes = {}, {}
+    for length, ways in ((short, MIXES), (REMEMBERED, (PARTS,))):
+        before, codes = known_before(earlier, teacher, length)
+        wanted = clicks_at(earlier, codes)
+        now, codes = known_before(replay, learned, length)
+        for parts in ways:
+            name = " and ".join([", ".join(_NAMES[part] for part in parts[:-1]), _NAMES[parts[-1]]])
+            name += ", mixed" if length == short else f", mixed, of {length} clicks"
+            mixes[name] = fitted(before, wanted, parts)
+            found[name] = codes[best_of(now, mixes[name], _TOP)]
+    return Mixed(found, mixes)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What mixes find, as in `interests`, and their parameters, by name."""
+
+    found: dict[str, Rows]
+    mixes: dict[str, Mix]
 
 
 def recent_popularity(replay: Replay, days: int) -> Rows:
@@ -143,7 +128,7 @@ def recent_popularity(replay: Replay, days: int) -> Rows:
         while until < len(times) and times[until] < at:
             counts[items[until]] += 1
             until += 1
-        while times[since] < at - days * _DAY_MS:
+        while times[since] < at - days * DAY_MS:
             counts[items[since]] -= 1
             since += 1
         found[moment] = np.argsort(-counts, kind="stable")[:top]
@@ -167,10 +152,14 @@ def own_history_first(replay: Replay, others: Rows) -> Rows:
 
 @dataclass(frozen=True)
 class Recalls:
-    """Share of clicks whose item was among the best so many, for all of them and for some."""
+    """Share of clicks whose item was among the best so many, for all of them and for some.
+
+    `mixes` has the parameters of those that are mixes.
+    """
 
     table: dict[str, dict[str, float]]
     shares: dict[str, float]
+    mixes: dict[str, Mix] = field(default_factory=dict)
 
 
 def recalls(replay: Replay, found: dict[str, Rows]) -> Recalls:
@@ -208,15 +197,17 @@ def recalls(replay: Replay, found: dict[str, Rows]) -> Recalls:
 
 def evaluate(log: ClickLog, config: TrainingConfig) -> Recalls:
     """Recalls of interests, and of what needs no model."""
-    replay = Replay.of(log)
-    found = interests(replay, config)
-    popular = {days: recent_popularity(replay, days) for days in POPULAR_DAYS}
+    replay = Replay.of(log, TRAINED_SHARE)
+    learned = learn(replay, config)
+    found = interests(replay, learned)
+    popular = {days: recent_popularity(replay, days) for days in _POPULAR_DAYS}
     for days, best in popular.items():
         found[f"popularity of {days} days"] = best
     for days, best in popular.items():
         found[f"own history, then popularity of {days} days"] = own_history_first(replay, best)
     found["own history, then interests"] = own_history_first(replay, found["interests, per click"])
-    return recalls(replay, found)
+    further = mixed(replay, learned, config)
+    return dataclasses.replace(recalls(replay, found | further.found), mixes=further.mixes)
 
 
 def as_markdown(found: Recalls) -> str:
@@ -255,7 +246,9 @@ def main() -> None:
     if options.write:
         options.write.write_text(text)
     for name, values in found.table.items():
-        rounded = {key: round(value, 5) for key, value in values.items()}
+        rounded: dict[str, object] = {key: round(value, 5) for key, value in values.items()}
+        if mix := found.mixes.get(name):
+            rounded["mix"] = {key: round(v, 3) for key, v in mix.weights().items()}
         sys.stdout.write(json.dumps({"name": name, **rounded}) + "\n")
 
 

@@ -47,7 +47,10 @@ def publish(
     """
     url = release_url(settings.releases.url, release.name)
     store_release(release, url)
-    index.create_release(release.name, release.manifest.width)
+    mix = release.manifest.mix
+    index.create_release(release.name, release.manifest.width, mixed=mix is not None)
+    if mix is not None and release.popularity is not None:
+        index.mixes.write(release.name, mix, release.item_ids, release.popularity)
     items = read_items(settings.kafka)
     further, said = FurtherItems(release), items.since({})
     for record in said:

@@ -27,6 +27,8 @@ from training.item_fields import Item, ItemFields, Kind, learn_fields
 from training.lesson import Lesson
 from training.model import Mind
 from training.preset import TrainingConfig
+from training.release_mix import release_mix
+from training.replay import Learned
 from training.sequences import Learnable, Sequences, item_counts
 from training.warm_start import Previous, packed, parameters_of, succeeding_model
 
@@ -65,6 +67,7 @@ def train_release(
     previous: Release | None = None,
     notice: Callable[[str], None] = lambda _: None,
     catalogue: Catalogue | None = None,
+    own_clicks: int | None = None,
 ) -> Release:
     """Train on all but the newest clicks, measure on those, and write a release.
 
@@ -81,6 +84,9 @@ def train_release(
             to which it is aligned; see `training.warm_start`.
         notice: told whether it started from there.
         catalogue: the items' fields, with which the release can place items to come.
+        own_clicks: fit on the held-out clicks what interests, the items of so many of a user's
+            newest clicks and recent popularity count; None for a release without a mix. Of clicks
+            that are larger than memory, or too few, it has none all the same.
 
     Returns:
         The release. Its metrics hold the measures on held-out clicks, the same for popularity
@@ -119,6 +125,13 @@ def train_release(
     metrics = measure(model, sequences, held_out, config) | succession
     tell(Progress("evaluating", 1, 1))
 
+    mixed = None
+    if own_clicks and isinstance(clicks, ClickLog) and isinstance(sequences, Sequences):
+        learned = Learned(model, config, sequences, item_ids, item_vectors(model))
+        mixed = release_mix(clicks, learned, lesson.until_ms, own_clicks)
+    if own_clicks:
+        notice("no mix was fitted" if mixed is None else f"the mix: {mixed.mix}")
+
     tell(Progress("exporting", 0, 1))
     with torch_threads(config.threads):
         graph = export_graph(model)
@@ -149,6 +162,8 @@ def train_release(
         item_fields=model.field_vectors(),
         parent=None if previous is None else previous.name,
         parameters=packed(parameters_of(model)),
+        mix=None if mixed is None else mixed.mix,
+        popularity=None if mixed is None else mixed.popularity,
         further={CURVES_FILE: as_png(curve.points), CURVE_FILE: as_lines(curve.points)},
     )
     tell(Progress("exporting", 1, 1))

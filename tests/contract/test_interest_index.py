@@ -1,5 +1,6 @@
 """One suite for the store, on Milvus Lite and on a real Milvus server."""
 
+import dataclasses
 import subprocess
 import sys
 import uuid
@@ -19,6 +20,8 @@ from encoder.interest_index import InterestIndex, ReleaseInUse
 from encoder.interests import InterestRows, interest_key
 from encoder.item_index import ItemChanges, seen_of
 from encoder.milvus_client import close_embedded
+from encoder.mix import Mix
+from encoder.mix_index import StoredMix
 from encoder.settings import MilvusSettings
 from tests.deployment import wait_until
 
@@ -118,6 +121,31 @@ def test_what_is_written_is_read_bit_for_bit(index: InterestIndex, release: str,
         assert np.float32(interest.weight) == rows.weights[interest.slot]
         assert interest.exemplar == f'item "{interest.slot}"'
         assert interest.updated_at == 1_700_000_000_123
+
+
+def test_releases_with_a_mix_have_recent_clicks_and_popularity(
+    index: InterestIndex, release: str, user: str
+) -> None:
+    """Whatever ids look like, read on demand; popularity of items that have any."""
+    name = f"{release}_mixed"
+    mix = Mix(interests=3, popular=0.5, own=-2)
+    items = ["mix", 'item "1"', "ü" * 64, "none"]
+    popularity = np.array([0.25, 2, -1, 0], np.float32)
+    index.create_release(name, WIDTH, mixed=True)
+    for _ in range(2):
+        index.mixes.write(name, mix, items, popularity)
+    longest = '["' + "ü" * 32_000 + '"]'
+    rows = dataclasses.replace(rows_of(user, 2), recent=[longest, ""])
+    write(index, name, rows, [])
+    assert index.mixes.read(name) == StoredMix(mix, {items[0]: 0.25, items[1]: 2, items[2]: -1})
+    (asked,) = index.interests(name, [user], SLOTS, "Strong", recent=True).values()
+    assert {row.slot: row.recent for row in asked} == {0: longest, 1: ""}
+    (plain,) = index.interests(name, [user], SLOTS, "Strong").values()
+    assert {row.recent for row in plain} == {""}
+    assert {row.recent for row in index.all_interests(name)} == {longest, ""}
+    index.drop_release(name)
+    assert index.mixes.read(name) is None
+    assert index.mixes.read(release) is None
 
 
 def test_writing_again_overwrites(index: InterestIndex, release: str, user: str) -> None:

@@ -1,5 +1,6 @@
 """From windows to rows of the store, against the plain reading of the definition."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from consumers.encoding import WindowEncoder
 from consumers.packed_window import ItemCodes, pack
+from encoder.click import MAX_ID_BYTES
 from encoder.interests import (
     compute_interests,
     encoder_inputs,
@@ -16,6 +18,7 @@ from encoder.interests import (
     interest_key,
 )
 from encoder.mind_encoder import MindEncoder
+from encoder.mix import MOST_RECENT, RECENT_BYTES, Mix, recent_of, recent_text
 from encoder.window import Window, window_of
 from mindstream.audit import columns_of, encode_windows
 from tests.small_release import make_small_release
@@ -121,3 +124,48 @@ def test_only_rows_that_were_there_are_stale_when_the_window_before_is_known(
     before = [pack(eight, codes), pack(two, codes), pack(two, codes)]
     encoded = WindowEncoder(encoder, codes).encode(["shrinks", "grows", "erased"], packed, before)
     assert encoded.stale_keys == ["shrinks#1", "shrinks#2", "erased#0"]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> MindEncoder:
+    """Reads twelve clicks; own items are those of 14, of windows of 16."""
+    folder, mix = tmp_path_factory.mktemp("release") / "m", Mix(own=1, clicks=14)
+    return MindEncoder(make_small_release(folder, items=20, window_length=LENGTH, mix=mix))
+
+
+@given(window_lists)
+@settings(deadline=None)
+def test_rows_of_releases_with_a_mix_have_the_newest_clicks(
+    mixed: MindEncoder, windows: list[Window]
+) -> None:
+    """In the first slot, newest first, null for items unknown; as many as the mix reads."""
+    users = [f"u{number}" for number in range(len(windows))]
+    rows, _ = compute_interests(mixed, users, columns_of(mixed, windows))
+    assert rows.recent is not None
+    assert len(rows.recent) == len(rows)
+    for user, slot, text in zip(rows.user_ids, rows.slots.tolist(), rows.recent, strict=True):
+        newest = windows[users.index(user)].clicks[-14:]
+        known = mixed.release.row_of
+        expected = [item if item in known else None for _, item in reversed(newest)]
+        assert recent_of(text) == (expected if slot == 0 else [])
+
+
+def test_recent_clicks_fit_the_field() -> None:
+    """Without the oldest, where ids are long; to the byte."""
+    longest = json.dumps('"' * MAX_ID_BYTES)
+    text = recent_text([longest] * MOST_RECENT)
+    kept = len(recent_of(text))
+    assert 100 < kept < MOST_RECENT
+    assert len(text.encode()) <= RECENT_BYTES < len(text.encode()) + 1 + len(longest)
+    wide = json.dumps("ü" * (MAX_ID_BYTES // 2), ensure_ascii=False)
+    assert recent_of(recent_text([wide, "null"] * 100)) == ["ü" * (MAX_ID_BYTES // 2), None] * 100
+    exact = ['"' + "a" * (RECENT_BYTES - 7) + '"', '"b"']  # brackets, a comma and four quotes
+    assert recent_of(recent_text([exact[0][:-2] + '"', exact[1]]))[1:] == ["b"]
+    assert recent_of(recent_text(exact))[1:] == []
+
+
+def test_releases_without_a_mix_say_nothing_of_clicks(encoder: MindEncoder) -> None:
+    """Their rows are as they were."""
+    window = window_of([(1, "item-1")], length=16)
+    rows, _ = compute_interests(encoder, ["u"], columns_of(encoder, [window]))
+    assert rows.recent is None

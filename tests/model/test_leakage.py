@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from tests.tastes import planted_log
-from training import prequential, recency
+from training import recency
+from training import replay as replays
 from training.benchmark import Benchmark
 from training.click_log import ClickLog
 from training.evaluation import HeldOut
 from training.fit import build_model
 from training.item_graph import co_clicks
-from training.prequential import Replay
 from training.preset import TrainingConfig
 from training.recency import split_users
+from training.replay import Replay
 from training.sequences import Sequences
 from training.trainer import hold_out, train_release, vocabulary
 
@@ -133,7 +134,7 @@ def test_the_benchmark_learns_from_its_train_part_alone(tmp_path: Path) -> None:
 def test_prequential_learns_from_before_the_split(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is given the clicks before the split; windows end before what they predict."""
     log = marked(newest=True)
-    replay = Replay.of(log)
+    replay = Replay.of(log, 0.8)
     given: list[Sequences] = []
 
     class StopHereError(Exception):
@@ -143,9 +144,9 @@ def test_prequential_learns_from_before_the_split(monkeypatch: pytest.MonkeyPatc
         given.append(sequences)
         raise StopHereError
 
-    monkeypatch.setattr(prequential, "trained_model", trained)
+    monkeypatch.setattr(replays, "trained_model", trained)
     with pytest.raises(StopHereError):
-        prequential.interests(replay, CONFIG)
+        replays.learn(replay, CONFIG)
     before = int((log.timestamps_ms < replay.split_ms).sum())
     assert len(given[0].rows) == before
     assert not any(item.startswith("late-") for item in replay.past.item_ids)

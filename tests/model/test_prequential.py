@@ -5,7 +5,6 @@ import pytest
 
 from training.click_log import ClickLog
 from training.prequential import (
-    Replay,
     as_markdown,
     evaluate,
     own_history_first,
@@ -13,6 +12,7 @@ from training.prequential import (
     recent_popularity,
 )
 from training.preset import TrainingConfig
+from training.replay import Replay
 from training.sequences import Sequences
 
 DAY = 86_400_000

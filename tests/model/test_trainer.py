@@ -60,6 +60,29 @@ def release(
     )
 
 
+def test_a_mix_is_fitted_on_request(planted: ClickLog, release: Release, tmp_path: Path) -> None:
+    """The model is the same to the bit; users of this log click what they like, again or not."""
+    told: list[str] = []
+    log = dataclasses.replace(planted, timestamps_ms=planted.timestamps_ms * 100)  # of 69 days
+    mixed = train_release(
+        log, tmp_path / "r", created_at=NOW, config=CONFIG, own_clicks=30, notice=told.append
+    )
+    assert release.manifest.mix is None
+    assert mixed.items.tobytes() == release.items.tobytes()
+    assert mixed.manifest.metrics == release.manifest.metrics
+    mix = mixed.manifest.mix
+    assert mix is not None
+    assert mix.interests > 3
+    assert mix.clicks == 30
+    newest = log.timestamps_ms > log.timestamps_ms.max() - 7 * 86_400_000
+    counts = np.bincount(log.items[newest], minlength=len(log.item_ids))
+    assert 0 < newest.mean() < 0.2
+    assert mixed.popularity is not None
+    assert np.abs(mixed.popularity).max() > 0
+    np.testing.assert_allclose(mixed.popularity, mix.popular * np.log1p(counts), rtol=1e-5)
+    assert any("the mix: " in line for line in told)
+
+
 def test_planted_tastes_are_learned(release: Release) -> None:
     """Two tastes of 15 items each: the top 20 holds little else, far above popularity."""
     metrics = release.manifest.metrics

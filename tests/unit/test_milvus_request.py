@@ -5,7 +5,7 @@ import pytest
 from pymilvus import DataType
 from pymilvus.client.prepare import Prepare
 
-from encoder.milvus_request import write_request
+from encoder.milvus_request import requests_of, write_request
 
 FIELDS = [
     {"name": "id", "type": DataType.VARCHAR, "params": {"max_length": 64}, "is_primary": True},
@@ -59,3 +59,29 @@ def test_another_type_is_refused() -> None:
         write_request(
             "Upsert", "c", [{"name": "flag", "type": DataType.BOOL}], {"flag": [True]}, slice(0, 1)
         )
+
+
+@pytest.mark.parametrize("longest", [1, 300, 70_000])
+def test_requests_are_bounded(longest: int) -> None:
+    """In numbers and in text, whichever is reached first; every row is in one of them."""
+    lengths = np.random.default_rng(0).integers(0, longest, 20_000)
+    given = {
+        "id": [str(row) for row in range(20_000)],
+        "recent": ["x" * length for length in lengths.tolist()],
+        "weight": np.zeros(20_000, np.float32),
+        "vector": np.zeros((20_000, 400), np.float32),
+    }
+    runs = list(requests_of(given))
+    assert [row for run in runs for row in range(run.start, run.stop)] == list(range(20_000))
+    sizes = [int(lengths[run].sum()) + sum(map(len, given["id"][run])) for run in runs]  # type: ignore[arg-type]
+    assert max(run.stop - run.start for run in runs) <= 5_000
+    assert max(sizes) <= 8_000_000
+    for run, size, after in zip(runs, sizes, runs[1:], strict=False):
+        more = int(lengths[after.start]) + 5
+        assert run.stop - run.start == 5_000 or size + more > 8_000_000
+
+
+def test_a_row_that_is_too_large_goes_alone() -> None:
+    """The store says what is wrong with it."""
+    given = {"recent": ["a", "x" * 9_000_000, "b"], "vector": np.zeros((3, 2), np.float32)}
+    assert [(run.start, run.stop) for run in requests_of(given)] == [(0, 1), (1, 2), (2, 3)]

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from encoder.item_fields import ItemField, ItemFieldVectors
+from encoder.mix import Mix
 from encoder.release import (
     Release,
     ReleaseError,
@@ -33,6 +34,8 @@ FIELDS = ItemFieldVectors(
     ),
     np.array([[3, 4], [1, 0], [0, 1], [2, 2], [0.1, 0.2]], np.float32),
 )
+
+MIX = Mix(interests=3, popular=0.5, own=-2)
 
 
 def write(folder: Path, **changes: Any) -> Release:
@@ -123,6 +126,37 @@ def test_item_fields_that_do_not_fit_are_refused(
     edit_manifest(folder, lambda found: found["files"].update({name: record_of(folder / name)}))
     with pytest.raises(ReleaseError, match=message):
         open_release(folder)
+
+
+def test_a_mix_is_read_back(tmp_path: Path) -> None:
+    """With what recent popularity counts for each item."""
+    popularity = np.array([0.5, 0, 2], np.float32)
+    release = write(tmp_path / "r", mix=MIX, popularity=popularity)
+    assert open_release(release.folder).manifest.mix == MIX
+    assert release.popularity is not None
+    assert release.popularity.tolist() == popularity.tolist()
+
+
+def test_a_release_without_a_mix_is_one_that_older_versions_read(tmp_path: Path) -> None:
+    """They refuse fields that they do not know."""
+    release = write(tmp_path / "r")
+    assert "mix" not in json.loads((release.folder / "manifest.json").read_text())
+    assert (release.manifest.mix, release.popularity) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mix": MIX},
+        {"popularity": np.zeros(3, np.float32)},
+        {"mix": MIX, "popularity": np.zeros(2, np.float32)},
+        {"mix": MIX, "popularity": np.array([0, np.inf, 0], np.float32)},
+    ],
+)
+def test_a_mix_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """It and its popularity go together, item by item."""
+    with pytest.raises(ReleaseError, match=r"popularity\.npy"):
+        write(tmp_path / "r", **changes)
 
 
 def test_item_fields_come_whole(tmp_path: Path) -> None:

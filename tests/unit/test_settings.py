@@ -35,6 +35,15 @@ def test_every_problem_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         assert name in text
 
 
+def test_releases_read_no_more_than_windows_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers would refuse such a release, after all of its training."""
+    monkeypatch.setenv("MINDSTREAM_TRAINER__WINDOW_LENGTH", "60")
+    with pytest.raises(SettingsError, match=r"MINDSTREAM_WINDOW_LENGTH: window_length \(50\) must"):
+        load_settings()
+    monkeypatch.setenv("MINDSTREAM_WINDOW_LENGTH", "60")
+    assert load_settings().trainer.window_length == 60
+
+
 def test_budgets_must_nest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries must end before the group gives the worker up."""
     monkeypatch.setenv("MINDSTREAM_WORKER__STEP_BUDGET_S", "150")

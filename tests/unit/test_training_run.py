@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from encoder.mix import MOST_RECENT
 from encoder.settings import load_settings
 from mindstream import training_run
 from training.click_log import ClickLog, ClickLogError
@@ -49,3 +50,14 @@ def test_clicks_beyond_the_buffer_are_sorted_on_disk(
         training_run.run_training(settings, files, None, console)
     assert [type(log) for log in given] == [kind, kind]
     assert not (tmp_path / "cache" / "clicks_0").exists()
+
+
+def test_a_mix_is_of_all_that_windows_hold() -> None:
+    """Up to what a row can say; and releases may read less of them."""
+    assert training_run.own_clicks(load_settings()) is None
+    mix = {"mix": True, "window_length": 20}
+    settings = load_settings(trainer=mix, window_length=80)
+    assert training_run.own_clicks(settings) == 80
+    assert training_run.training_config(settings).window_length == 20
+    assert training_run.own_clicks(load_settings(trainer=mix, window_length=5000)) == MOST_RECENT
+    assert training_run.training_config(load_settings(window_length=80)).window_length == 80
