@@ -144,6 +144,9 @@ def train(
 def lookup(
     user: Annotated[str, typer.Argument(help="User id.")],
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Items to show.")] = 50,
+    mixed: Annotated[
+        bool, typer.Option(help="Items by the release's mix, if it has one, not by nearness alone.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line.")] = False,
 ) -> None:
     """A user's interests, and the items nearest to them."""
@@ -151,7 +154,7 @@ def lookup(
 
     with Lookup(start.settings().milvus) as client:
         interests = client.interests(user)
-        candidates = client.candidates(user, limit=limit)
+        candidates = client.candidates(user, limit=limit, mixed=mixed)
     if as_json:
         found = {
             "user": user,
@@ -166,6 +169,7 @@ def lookup(
                 }
                 for interest in interests.interests
             ],
+            "mixed": candidates.mixed,
             "items": [{"item": hit.id, "score": round(hit.score, 4)} for hit in candidates.items],
         }
         typer.echo(json.dumps(found))
@@ -183,7 +187,8 @@ def lookup(
         weight = f"{interest.weight:.0%}"
         table.add_row(str(interest.slot), weight, interest.exemplar, f"{at:%Y-%m-%d %H:%M} ({age})")
     console.print(table)
-    items = Table("", "item", "score", title="nearest items")
+    title = "items by the mix" if candidates.mixed else "nearest items"
+    items = Table("", "item", "score", title=title)
     for place, hit in enumerate(candidates.items, start=1):
         items.add_row(str(place), hit.id, f"{hit.score:.3f}")
     console.print(items)

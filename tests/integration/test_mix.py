@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +21,7 @@ from encoder.item_topic import announce_items
 from encoder.mix import Mix, recent_of
 from encoder.release import Release
 from lookup import Lookup
+from mindstream.environment import child_environment
 from mindstream.release_switch import switch
 from tests.deployment import ITEMS, T0, Deployment, deployed, random_clicks, wait_until
 from tests.lookup_service import get, lookup_service
@@ -97,6 +101,17 @@ def test_candidates_are_those_of_the_rule(deployment: Deployment) -> None:
         assert differ == 10
         assert [hit.id for hit in rule] == [f"item-{ITEMS - n}" for n in range(10)]
         assert "mixed" not in get(url, "/users/one/candidates")[1]
+    for options, mixed in (["--mixed"], True), ([], False):
+        shown = subprocess.run(
+            [sys.executable, "-m", "mindstream", "lookup", "one", "--limit=10", "--json", *options],
+            env=child_environment(deployment.settings),
+            capture_output=True,
+            check=True,
+        )
+        found = json.loads(shown.stdout)
+        first = [hit.id for hit in expected(deployment, "one", 10)]
+        assert found["mixed"] is mixed
+        assert ([item["item"] for item in found["items"]] == first) is mixed
 
 
 def test_what_is_withdrawn_is_not_popular(deployment: Deployment) -> None:
