@@ -9,8 +9,15 @@ import torch
 
 from training.fit import build_model
 from training.item_graph import ItemGraph
-from training.loss import NegativeSampler, full_softmax, log_uniform, popularity, sampled_softmax
-from training.model import Mind, attend, route, slot_counts, squash, unit
+from training.loss import (
+    NegativeSampler,
+    full_softmax,
+    log_sum_exp,
+    log_uniform,
+    popularity,
+    sampled_softmax,
+)
+from training.model import NEVER, Mind, attend, route, slot_counts, squash, unit
 from training.preset import TrainingConfig
 from training.sequences import Sequences
 
@@ -96,6 +103,21 @@ def test_sampled_softmax_approaches_the_full_one() -> None:
         assert loss.item() == pytest.approx(full.item(), abs=0.05)
         uncorrected = sampled_softmax(users, targets, table, drawn, None, 2.0)
         assert uncorrected.item() > full.item() + 1
+
+
+def test_the_log_of_the_sum_and_its_gradients_are_torchs_own() -> None:
+    """Whatever is left out; large scores overflow nothing."""
+    generator = torch.Generator().manual_seed(0)
+    users = torch.randn(5, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    items = torch.randn(7, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    offset = torch.randn(7, dtype=torch.float64, generator=generator)
+    left_out = torch.rand(5, 7, generator=generator) < 0.3
+    scores = (500 * users @ items.T + offset).masked_fill(left_out, NEVER)
+    found = log_sum_exp(500 * users, items, offset, left_out)
+    torch.testing.assert_close(found, scores.logsumexp(dim=1))
+    assert torch.autograd.gradcheck(
+        lambda users, items: log_sum_exp(users, items, offset, left_out), (users, items)
+    )
 
 
 def test_the_full_softmax_is_the_cross_entropy_over_all_items() -> None:
