@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-import threading
-from types import TracebackType
-from typing import Self
 
 from encoder.kafka_client import producer
 from tests.deployment import Deployment
+from tests.faults.background import Background
 
 CATALOGUE = 80  # beyond the items that a release of `tests.small_items` was trained on
 _AT_ONCE = 3
 
 
-class Announcements:
+class Announcements(Background):
     """Puts records on the items topic, from a thread of its own, until its context ends."""
 
     def __init__(self, deployment: Deployment, seed: int, *, per_s: float = 15) -> None:
@@ -26,42 +24,22 @@ class Announcements:
             seed: of what is drawn.
             per_s: records per second.
         """
+        super().__init__("announcements")
         self._kafka = deployment.settings.kafka
         self._rng = random.Random(seed)  # noqa: S311  nothing secret
         self._pause_s = _AT_ONCE / per_s
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="announcements")
-        self._raised: Exception | None = None
         self.said = 0
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-        if self._raised is not None and error is None:
-            raise self._raised
-
-    def _run(self) -> None:
-        try:
-            client = producer(self._kafka, linger_ms=5)
-            while not self._over.wait(self._pause_s):
-                for _ in range(_AT_ONCE):
-                    item_id = f"item-{self._rng.randint(1, CATALOGUE)}"
-                    value = self._value()
-                    client.send(self._kafka.items_topic, key=item_id.encode(), value=value)
-                    self.said += 1
-                client.flush()
-            client.close()
-        except Exception as exc:
-            self._raised = exc
+    def _work(self) -> None:
+        client = producer(self._kafka, linger_ms=5)
+        while not self._over.wait(self._pause_s):
+            for _ in range(_AT_ONCE):
+                item_id = f"item-{self._rng.randint(1, CATALOGUE)}"
+                value = self._value()
+                client.send(self._kafka.items_topic, key=item_id.encode(), value=value)
+                self.said += 1
+            client.flush()
+        client.close()
 
     def _value(self) -> bytes | None:
         drawn = self._rng.random()

@@ -3,17 +3,16 @@
 import random
 import threading
 import time
-from types import TracebackType
-from typing import Self
 
 from encoder.kafka_client import producer
 from tests.deployment import T0, Deployment, random_clicks
+from tests.faults.background import Background
 
 _CHUNK = 50
 _USERS = 120
 
 
-class Traffic:
+class Traffic(Background):
     """Produces from a thread of its own until its context ends."""
 
     def __init__(
@@ -27,13 +26,11 @@ class Traffic:
             per_s: records per second.
             start_ms: event time of the first clicks.
         """
+        super().__init__("traffic")
         self._kafka = deployment.settings.kafka
         self._rng = random.Random(seed)  # noqa: S311  nothing secret
         self._pause_s = _CHUNK / per_s
-        self._over = threading.Event()
         self._producing = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="traffic")
-        self._raised: Exception | None = None
         self._now_ms = start_ms
 
     def pause(self) -> None:
@@ -44,41 +41,23 @@ class Traffic:
         """Go on."""
         self._producing.release()
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-        if self._raised is not None and error is None:
-            raise self._raised
-
-    def _run(self) -> None:
-        try:
-            client = producer(
-                self._kafka, linger_ms=5, delivery_timeout_ms=240_000, max_block_ms=240_000
-            )
-            following = time.monotonic()
-            while not self._over.wait(max(0.0, following - time.monotonic())):
-                following += self._pause_s
-                with self._producing:
-                    for key, value, timestamp_ms in self._chunk():
-                        client.send(
-                            self._kafka.clicks_topic,
-                            key=key,
-                            value=value,
-                            timestamp_ms=timestamp_ms,
-                        )
-                    client.flush()
-            client.close()
-        except Exception as exc:
-            self._raised = exc
+    def _work(self) -> None:
+        client = producer(
+            self._kafka, linger_ms=5, delivery_timeout_ms=240_000, max_block_ms=240_000
+        )
+        following = time.monotonic()
+        while not self._over.wait(max(0.0, following - time.monotonic())):
+            following += self._pause_s
+            with self._producing:
+                for key, value, timestamp_ms in self._chunk():
+                    client.send(
+                        self._kafka.clicks_topic,
+                        key=key,
+                        value=value,
+                        timestamp_ms=timestamp_ms,
+                    )
+                client.flush()
+        client.close()
 
     def _chunk(self) -> list[tuple[bytes, bytes | None, int]]:
         seed = self._rng.randrange(2**32)

@@ -166,55 +166,46 @@ def test_what_cannot_be_erased_is_told(deployment: Deployment) -> None:
         write_tombstone(deployment.settings, "", partition=None, stalled_after_s=WAIT_S)
 
 
+def run_erase(deployment: Deployment, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mindstream", "erase", *arguments],
+        env={**os.environ, **environment_of(deployment.settings)},
+        capture_output=True,
+        text=True,
+    )
+
+
 def test_the_commands_erase_and_prove(deployment: Deployment) -> None:
     """`erase --verify` ends with 1 before, and with 0 after `erase`."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "mindstream", "erase", *arguments],
-            env={**os.environ, **environment_of(deployment.settings)},
-            capture_output=True,
-            text=True,
-        )
-
     deployment.produce(clicks("u"))
     deployment.consume_all()
-    before = run("--verify", "u")
+    before = run_erase(deployment, "--verify", "u")
     assert before.returncode == EXIT_DIFFERENT, before.stderr
     assert "the user is not forgotten" in before.stdout
     with deployment.worker():
-        assert run("u").stdout.startswith("erased by "), "it waits for the worker"
-    after = run("--verify", "--json", "u")
+        assert run_erase(deployment, "u").stdout.startswith("erased by "), "it waits for the worker"
+    after = run_erase(deployment, "--verify", "--json", "u")
     assert after.returncode == 0, after.stderr
     assert json.loads(after.stdout)["absent"] is True
-    assert "not on this machine" in run("--verify", "u").stdout
+    assert "not on this machine" in run_erase(deployment, "--verify", "u").stdout
 
 
 def test_the_command_reaches_the_trainers_cache(deployment: Deployment) -> None:
     """Unless a training reads it; `--verify` tells what is there, and has not changed a byte."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "mindstream", "erase", *arguments],
-            env={**os.environ, **environment_of(deployment.settings)},
-            capture_output=True,
-            text=True,
-        )
-
     settings = deployment.settings
     deployment.produce(clicks("u") + clicks("v"))
     deployment.consume_all()
     folder = cache_clicks(deployment)
     with deployment.worker():
         with only_one(training_lock(settings, 0), "training"):
-            assert "a training reads it" in run("u").stdout
+            assert "a training reads it" in run_erase(deployment, "u").stdout
         before = {path: path.read_bytes() for path in folder.iterdir()}
-        found = run("--verify", "u")
+        found = run_erase(deployment, "--verify", "u")
         assert found.returncode == EXIT_DIFFERENT, found.stderr
         assert f"trainer's cache {folder}: 4 clicks from before" in found.stdout
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
-        assert f"trainer's cache {folder}: 4 clicks forgotten" in run("u").stdout
-    after = run("--verify", "--json", "u")
+        assert f"trainer's cache {folder}: 4 clicks forgotten" in run_erase(deployment, "u").stdout
+    after = run_erase(deployment, "--verify", "--json", "u")
     assert after.returncode == 0, after.stderr
     assert json.loads(after.stdout)["cached_clicks"] == 0
     assert set(ClickLog.from_parquet(folder).user_ids) == {"v"}
