@@ -110,8 +110,7 @@ class Takeover:
         # First withdraw what will no longer be true once we write.
         log = read_releases(self._settings.kafka)
         outdated = {(r, p) for r, p in log.filled if p in gained and r not in self._served}
-        if outdated:
-            self._topic.take_back(outdated, {p: offsets[p] for _, p in outdated})
+        self._topic.take_back(outdated, {p: offsets[p] for _, p in outdated})
         ends = self._topic.end_offsets(gained)
         restored, recent = self._restore(gained)
         unfilled = {

@@ -14,10 +14,8 @@ from encoder.errors import Misconfigured
 from encoder.settings import Settings
 from mindstream.one_at_a_time import RunsAlready, only_one
 from training.click_cache import ClickCache
-from training.click_manifest import PART_NAME
+from training.click_manifest import LOCK_FILE, PART_NAME
 from training.click_parts import times_of
-
-_LOCK = ".lock"
 
 
 def cache_folder(settings: Settings) -> Path:
@@ -65,7 +63,7 @@ def find_cached(settings: Settings, user_id: str) -> CachedClicks:
                     times += times_of(path, user_id)
                 except (OSError, pa.ArrowException, ValueError):
                     unread.append(path.name)
-            there = bool(paths) or (folder / _LOCK).exists()
+            there = bool(paths) or (folder / LOCK_FILE).exists()
     except OSError as exc:
         raise Misconfigured(f"cannot look into the trainer's cache: {exc}") from exc
     return CachedClicks(folder, there, tuple(times), tuple(unread))
@@ -80,7 +78,7 @@ def forget_cached(settings: Settings, user_id: str, up_to_ms: int) -> int | None
     """
     folder = cache_folder(settings)
     try:
-        if not (folder / _LOCK).exists():
+        if not (folder / LOCK_FILE).exists():
             return None
         with ExitStack() as stack:
             ranks = Path(settings.releases.cache).glob("trainer_*.lock")
@@ -94,7 +92,7 @@ def forget_cached(settings: Settings, user_id: str, up_to_ms: int) -> int | None
 @contextmanager
 def _not_written_to(folder: Path) -> Iterator[None]:
     try:
-        file = (folder / _LOCK).open("r")
+        file = (folder / LOCK_FILE).open("r")
     except FileNotFoundError:  # nobody has ever written to it
         yield
         return

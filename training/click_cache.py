@@ -23,7 +23,7 @@ from encoder.click_history import ClicksExtent, read_click_blocks
 from encoder.errors import Misconfigured
 from encoder.settings import Settings
 from encoder.window import NEVER
-from training.click_manifest import PART_NAME, CacheManifest, ManifestError, Part
+from training.click_manifest import LOCK_FILE, PART_NAME, CacheManifest, ManifestError, Part
 from training.click_merging import SAVED, joined_ranges, to_merge
 from training.click_parts import (
     SCHEMA,
@@ -117,7 +117,7 @@ class ClickCache:
             Unavailable: Kafka does not answer. What was read by then is kept.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it says who clicked what
-        with _locked(self._folder / ".lock"):
+        with _locked(self._folder / LOCK_FILE):
             self._open(current)
             self._drop_old(plan)
             self._mend(current)
@@ -149,7 +149,7 @@ class ClickCache:
         """
         if not self._folder.exists():
             return 0
-        with _locked(self._folder / ".lock"):
+        with _locked(self._folder / LOCK_FILE):
             found = CacheManifest.read(self._folder)
             if found is None:
                 return 0

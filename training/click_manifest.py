@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from encoder.errors import Misconfigured
 
 MANIFEST_FILE: Final = "manifest.json"
+LOCK_FILE: Final = ".lock"
+"""Held by whoever writes to the cache."""
 PART_NAME: Final = re.compile(r"part_\d{8}\.parquet")
 
 
