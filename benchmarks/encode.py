@@ -1,4 +1,7 @@
-"""Windows to rows, against a bare call of the session: by batch size and by window length."""
+"""Windows to rows, against a bare call of the session: by batch size and by window length.
+
+And with marks, against the same without.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ from tests.deployment import T0
 
 _BATCHES = (1, 32, 256, 2048)
 _SECONDS = 3.0
+_MARKS = 64
+_MARKED_USERS = 256
 
 
 def encode(ground: Ground) -> Iterator[Result]:
@@ -32,6 +37,8 @@ def encode(ground: Ground) -> Iterator[Result]:
         for item in range(ITEMS):
             codes.code(f"item-{item + 1}")
         encoder = WindowEncoder(MindEncoder(release), codes)
+        marked = make_release(Path(folder), "marked", marks=_MARKS)
+        yield _with_marks(encoder, WindowEncoder(MindEncoder(marked), codes), rng)
         for mix in ("full", "mixed"):
             for users in _BATCHES:
                 lengths = (
@@ -43,6 +50,21 @@ def encode(ground: Ground) -> Iterator[Result]:
                 bare = _rate(_bare(release, rng, users), users)
                 yield Result(f"encode-{mix}-{users}", rate, "users/s", bare, details=details)
                 _same_alone(encoder, user_ids, packed)
+
+
+def _with_marks(without: WindowEncoder, marked: WindowEncoder, rng: np.random.Generator) -> Result:
+    user_ids = [f"user-{user:08d}" for user in range(_MARKED_USERS)]
+    packed = [_window(rng, LENGTH) for _ in user_ids]
+    one, other = without.encode(user_ids, packed, None), marked.encode(user_ids, packed, None)
+    width = one.rows.vectors.shape[1]
+    if (one.rows.vectors != other.rows.vectors[:, :width]).any():
+        raise SystemExit("marks change more than their columns")
+    rates = [
+        _rate(lambda one=encoder: one.encode(user_ids, packed, None), _MARKED_USERS)
+        for encoder in (without, marked)
+    ]
+    details: dict[str, object] = {"length": LENGTH, "width": width, "marks": _MARKS}
+    return Result(f"encode-marked-{_MARKED_USERS}", rates[1], "users/s", rates[0], details=details)
 
 
 def _window(rng: np.random.Generator, length: int) -> bytes:

@@ -141,7 +141,9 @@ def serving(deployment: Deployment) -> Iterator[WorkerProcess]:
         worker.stop()
 
 
-def make_release(folder: Path, name: str, item_fields: ItemFieldVectors | None = None) -> Release:
+def make_release(
+    folder: Path, name: str, item_fields: ItemFieldVectors | None = None, marks: int = 0
+) -> Release:
     """An untrained release of real size; its items are `item-1` and so on."""
     return make_small_release(
         folder / name,
@@ -151,6 +153,7 @@ def make_release(folder: Path, name: str, item_fields: ItemFieldVectors | None =
         window_length=LENGTH,
         name=name,
         item_fields=item_fields,
+        marks=marks,
     )
 
 

@@ -56,7 +56,7 @@ class Interest:
 
     Attributes:
         updated_at: event time in ms of the newest click in the window.
-        vector: float32 (D,), of length 1.
+        vector: float32 (D,), of length 1 up to its marks.
         recent: the window's newest clicks, see `InterestRows.recent`; empty in slots but the first,
             of releases without a mix, and where it was not asked for.
     """

@@ -28,7 +28,7 @@ class InterestRows:
         weights: float32 (n,), share of the window that went to the interest.
         exemplars: n item ids, the item that speaks most for each interest.
         updated_at: int64 (n,), event time in ms of the user's newest click.
-        vectors: float32 (n, D), of length 1.
+        vectors: float32 (n, D), of length 1 up to their marks.
         recent: n texts: in slot 0 the window's newest clicks as JSON, newest first, with null for
             items that the release does not know; empty in others. None for releases without a mix.
     """

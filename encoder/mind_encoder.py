@@ -30,12 +30,13 @@ class InterestBatch:
     """Interests of B users, a pure function of each user's window.
 
     Attributes:
-        vectors: float32 (B, K, D), of length 1; zero in unused slots.
+        vectors: float32 (B, K, D), of length 1 up to their marks; zero in unused slots.
         counts: int64 (B,), how many of the K slots are used: 0 for a window without known clicks.
         weights: float32 (B, K), share of the window routed to each interest; 0 in unused slots.
         assignment: int64 (B, L), the slot each click went to; -1 where the row is 0.
         exemplars: int64 (B, K), position in the window of the click that speaks most for the
             interest; -1 in unused slots.
+        marks: how many of the D numbers, the last ones, are -1 for the user's own items.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -43,6 +44,7 @@ class InterestBatch:
     weights: npt.NDArray[np.float32]
     assignment: npt.NDArray[np.int64]
     exemplars: npt.NDArray[np.int64]
+    marks: int = 0
 
     def mean_cosine(self) -> float:
         """Between the interests of one user, over users who have several; 1: all are the same."""
@@ -50,7 +52,8 @@ class InterestBatch:
         if not several.any():
             return 0.0
         counts = self.counts[several].astype(np.float64)
-        sums = self.vectors[several].sum(axis=1)  # unused slots are zero
+        width = self.vectors.shape[2] - self.marks
+        sums = self.vectors[several, :, :width].sum(axis=1)  # unused slots are zero
         pairs = (np.square(sums).sum(axis=1) - counts) / (counts * (counts - 1))
         return float(pairs.mean())
 
@@ -130,6 +133,7 @@ class MindEncoder:
             weights=np.zeros((users, slots), np.float32),
             assignment=np.full((users, length), -1, np.int64),
             exemplars=np.full((users, slots), -1, np.int64),
+            marks=self.release.manifest.marks,
         )
         if not rows.size:
             return batch

@@ -97,6 +97,8 @@ class Manifest(_Frozen):
     """Whether the gate refused it, and somebody put it into use all the same."""
     mix: Mix | None = None
     """How candidates may be scored by more than interests; older versions know no such field."""
+    marks: Annotated[int, Field(ge=0)] = 0
+    """How many of a vector's `width` numbers, the last ones, are there to leave out own items."""
     files: dict[FileName, FileRecord]
 
     @model_validator(mode="after")
@@ -108,6 +110,8 @@ class Manifest(_Frozen):
             raise ValueError(f"files lists only one of {' and '.join(FIELD_FILES)}")
         if (POPULARITY_FILE in self.files) != (self.mix is not None):
             raise ValueError(f"there is a mix and {POPULARITY_FILE}, or neither")
+        if self.width - self.marks < 2:
+            raise ValueError(f"of a width of {self.width}, {self.marks} are marks")
         if MANIFEST_FILE in self.files:
             raise ValueError(f"files lists {MANIFEST_FILE}, which cannot hold its own sha256")
         return self
@@ -117,7 +121,8 @@ class Manifest(_Frozen):
 
         They refuse a manifest with more fields than they know.
         """
-        return self.model_dump_json(indent=2, exclude={"mix"} if self.mix is None else None) + "\n"
+        silent = {name for name in ("mix", "marks") if not getattr(self, name)}
+        return self.model_dump_json(indent=2, exclude=silent) + "\n"
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,7 @@ def write_release(
     parameters: bytes | None = None,
     mix: Mix | None = None,
     popularity: npt.NDArray[np.float32] | None = None,
+    marks: int = 0,
 ) -> Release:
     """Write a release folder in one step: readers see all of it or nothing.
 
@@ -218,6 +224,7 @@ def write_release(
         parameters: what the next one is trained from, an archive for the trainer alone.
         mix: how candidates may be scored by more than interests.
         popularity: float32 (N,), finite: what recent popularity counts; goes with `mix`.
+        marks: how many of the D numbers, the last ones, are there to leave out own items.
 
     Raises:
         ReleaseError: what was passed does not make a release, or the folder exists.
@@ -270,6 +277,7 @@ def write_release(
                 metrics=metrics or {},
                 parent=parent,
                 mix=mix,
+                marks=marks,
                 files={file.name: _record(file) for file in sorted(draft.iterdir())},
             )
         except ValidationError as error:

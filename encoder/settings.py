@@ -240,6 +240,8 @@ class TrainerSettings(_Section):
             is if None; a mix reads what windows have beyond it.
         mix: fit what interests, own items and recent popularity count for candidates; rows of
             interests then hold the newest clicks, too.
+        marks: let searches leave out own items, where a trial says that users do not come back to
+            them, and there is no mix; vectors are then half as long again.
     """
 
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -254,6 +256,7 @@ class TrainerSettings(_Section):
     item_fields: dict[str, Literal["value", "words", "band"]] = {}
     window_length: Annotated[int, Field(ge=1)] | None = None
     mix: bool = False
+    marks: bool = True
 
 
 class LogSettings(_Section):

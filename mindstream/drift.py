@@ -92,6 +92,7 @@ def measure_drift(before: LiveRelease, after: LiveRelease, windows: Sequence[Win
     changed = strongest_changed(old, new, old_items, new_items)
     manifest = after.encoder.release.manifest
     comparable = old_items.shape == new_items.shape
+    learned = manifest.width - manifest.marks
     started_warm = manifest.parent == before.name and manifest.metrics.get("warm") == 1.0
     return Drift(
         release=after.name,
@@ -101,7 +102,9 @@ def measure_drift(before: LiveRelease, after: LiveRelease, windows: Sequence[Win
         users=len(changed),
         changed=round(_mean(changed), 4),
         shared_items=len(old_items),
-        item_cosine=round(_mean(cosines(old_items, new_items)), 4) if comparable else None,
+        item_cosine=round(_mean(cosines(old_items[:, :learned], new_items[:, :learned])), 4)
+        if comparable
+        else None,
         interest_cosine=round(new.mean_cosine(), 4),
         coverage=round(after.coverage(new, N_COVERED), 4),
     )

@@ -216,7 +216,11 @@ def set_aside(folder: Path) -> Path:
 
 
 def training_config(settings: Settings) -> TrainingConfig:
-    """The default preset with what the settings change; ranks of a machine share its cores."""
+    """The default preset with what the settings change; ranks of a machine share its cores.
+
+    Without marks where there is a mix, which leaves out own items by name.
+    """
+    marks = settings.trainer.marks and not settings.trainer.mix
     threads = settings.trainer.threads or max(1, usable_cores() // ranks.on_this_machine())
     return TrainingConfig(
         examples=settings.trainer.examples or TrainingConfig.examples,
@@ -224,6 +228,7 @@ def training_config(settings: Settings) -> TrainingConfig:
         seed=settings.trainer.seed,
         threads=threads,
         window_length=settings.trainer.window_length or settings.window_length,
+        trial_marks=TrainingConfig.trial_marks if marks else 0,
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from encoder.item_fields import ItemFieldVectors
 from encoder.mix import Mix
@@ -12,7 +13,7 @@ from encoder.release import Release, TrainingRecord, write_release
 from training.export import export_graph
 from training.model import Mind
 
-_GRAPHS: dict[tuple[int, int, int, int], tuple[bytes, Mind]] = {}
+_GRAPHS: dict[tuple[int, int, int, int, int], tuple[bytes, Mind]] = {}
 
 
 def make_small_release(
@@ -26,17 +27,24 @@ def make_small_release(
     name: str = "r_small",
     item_fields: ItemFieldVectors | None = None,
     mix: Mix | None = None,
+    marks: int = 0,
 ) -> Release:
     """Write a release with items `item-1` … `item-N` (and a title for each) to `folder`.
 
+    With marks, items have colours at random.
+
     With a mix, items are the more popular the higher their number, and the first ten are not.
     """
-    key = (items, width, interests, seed)
+    key = (items, width, interests, seed, marks)
     if key not in _GRAPHS:  # exporting takes seconds, and tests ask for the same one many times
         model = Mind(items, width=width, interests=interests, fade=0.1, seed=seed)
+        if marks:
+            colours = np.random.default_rng(seed).integers(marks, size=items + 1)
+            colours[0] = -1
+            model.mark(torch.from_numpy(colours), marks)
         _GRAPHS[key] = (export_graph(model), model)
     graph, model = _GRAPHS[key]
-    table = model.item_table().detach().numpy()
+    table = model.served_table().detach().numpy()
     return write_release(
         folder,
         encoder=graph,
@@ -52,6 +60,7 @@ def make_small_release(
         ),
         item_fields=item_fields,
         mix=mix,
+        marks=marks,
         popularity=None if mix is None else _popularity(items),
         features=pa.table({"title": [f"Title of item {row}" for row in range(1, items + 1)]}),
     )

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, get_type_hints
 
@@ -43,6 +43,11 @@ COLUMNS: Final = (
     ("ndcg_at_20", "NDCG@20"),
     ("ndcg_at_50", "NDCG@50"),
 )
+_LABELS: Final = (
+    *("preset", "seeds", *(label for _, label in COLUMNS)),
+    *("mean cosine", "catalogue", "seconds"),
+)
+_HEAD: Final = (f"| {' | '.join(_LABELS)} |", "|---" * len(_LABELS) + "|")
 UNTRAINED: Final = ("popularity", "item-knn")
 MIXED: Final = "mixed"
 
@@ -127,7 +132,8 @@ def trained(data: Benchmark, config: TrainingConfig) -> Search:
         interests, counts = encode_windows(
             model, table, held_out.windows, config, held_out.profiles
         )
-        return search(interests, counts, table, max(CUTS)), mean_cosine(interests, counts)
+        learned = interests[:, :, : interests.shape[2] - model.marks]
+        return search(interests, counts, table, max(CUTS)), mean_cosine(learned, counts)
 
     return found
 
@@ -198,6 +204,8 @@ def run(
         fixed: dict[str, object] = {"seed": seed, "window_length": WINDOW}
         if changes and "fade" in changes:
             fixed["fades"] = ()
+        if preset == MIXED:
+            fixed["trial_marks"] = 0  # a mix leaves out own items by name
         base = PRESETS["default" if preset == MIXED else preset]
         config = dataclasses.replace(base, **fixed, **(changes or {}))  # type: ignore[arg-type]
         find = mixed(data, config) if preset == MIXED else trained(data, config)
@@ -212,6 +220,21 @@ def run(
         if likeness is not None:
             results[part]["mean_cosine"] = likeness
     return results
+
+
+def renewed(text: str, rows: Mapping[str, str], order: Sequence[str]) -> str:
+    """A table with some rows written anew.
+
+    Args:
+        text: the file as it was; only its rows stay. Empty if there is none.
+        rows: by preset.
+        order: all presets.
+    """
+    before = {line.split("|")[1].strip(): line for line in text.splitlines() if line[:1] == "|"}
+    all_rows = before | dict(rows)
+    lines = [all_rows[preset] for preset in order if preset in all_rows]
+    title = "Written by `python -m training.benchmark`; what it says: [the model](model.md).\n"
+    return "\n".join([title, *_HEAD, *lines]) + "\n"
 
 
 def table_row(preset: str, results: list[dict[str, float]]) -> str:
@@ -261,7 +284,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder")
     parser.add_argument("--presets", default=",".join(known), help=f"some of {', '.join(known)}")
     parser.add_argument("--seeds", type=int, default=3, help="how many, of those that are trained")
-    parser.add_argument("--write", type=Path, help="a Markdown file to write the table to")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        help="the Markdown file whose rows of these presets are written anew; without --set, "
+        "docs/benchmark-FOLDER.md if there is a folder docs",
+    )
     parser.add_argument(
         "--set",
         type=change,
@@ -275,22 +303,24 @@ def main() -> None:
     if unknown := sorted(set(presets) - set(known)):
         parser.error(f"unknown presets: {', '.join(unknown)}")
     data = Benchmark.read(options.data)
-    head = ["preset", "seeds", *(label for _, label in COLUMNS)]
-    head += ["mean cosine", "catalogue", "seconds"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    write = options.write
+    if write is None and not options.set and Path("docs").is_dir():
+        write = Path("docs") / f"benchmark-{options.data.resolve().name}.md"
+    rows = {}
     objects = []
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write("\n".join(_HEAD) + "\n")
     for preset in presets:
         seeds = 1 if preset in UNTRAINED else options.seeds
         results = [run(data, preset, seed, dict(options.set)) for seed in range(seeds)]
-        lines.append(table_row(preset, [result["test"] for result in results]))
-        sys.stdout.write(lines[-1] + "\n")
+        rows[preset] = table_row(preset, [result["test"] for result in results])
+        sys.stdout.write(rows[preset] + "\n")
         sys.stdout.flush()
         objects.append(
             {"preset": preset, "set": dict(options.set), "seeds": seeds} | _means(results)
         )
-    if options.write:
-        options.write.write_text("\n".join(lines) + "\n")
+    if write is not None:
+        before = write.read_text() if write.exists() else ""
+        write.write_text(renewed(before, rows, known))
     for one in objects:
         sys.stdout.write(json.dumps(one) + "\n")
 

@@ -37,7 +37,7 @@ def export_graph(model: Mind) -> bytes:
             "none; train without `Sequences.profiles` to export"
         )
     served = ServedMind(model).eval()
-    width = model.table.shape[1]
+    width = model.served_table().shape[1]
     # Sizes above 1: the exporter takes a dimension of 1 for a constant.
     examples = (torch.zeros(3, width), torch.tensor([[1, 2, 0], [1, 0, 0]]), torch.zeros(2, 3))
     dim = torch.export.Dim
@@ -100,11 +100,12 @@ def check_graph(graph: bytes, model: Mind, windows: npt.NDArray[np.int64]) -> fl
     options.log_severity_level = 3
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        table = model.item_table().detach()
+        table = model.served_table().detach()
         rows = torch.from_numpy(windows)
         ages = torch.zeros(rows.shape)
         expected = dict(zip(OUTPUTS, ServedMind(model).eval()(table, rows, ages), strict=True))
-        vectors = table[rows]
+        width = model.table.shape[1]
+        vectors = table[rows][:, :, :width]
         _, couplings = model.encode(vectors, rows > 0, model.served_logits(vectors))
     feeds = {"items": table.numpy(), "rows": windows, "ages": ages.numpy()}
     named = {node.name for node in session.get_inputs()}
@@ -129,7 +130,8 @@ def check_graph(graph: bytes, model: Mind, windows: npt.NDArray[np.int64]) -> fl
         raise ExportError("the exported graph assigns clicks to other interests")
     has_own = own.any(dim=1, keepdim=True)
     eligible = own | (mask.unsqueeze(2) & ~has_own)
-    likeness = (vectors @ found["interests"].transpose(1, 2)).masked_fill(~eligible, -torch.inf)
+    likeness = vectors @ found["interests"][:, :, :width].transpose(1, 2)
+    likeness = likeness.masked_fill(~eligible, -torch.inf)
     chosen = likeness.gather(1, found["exemplars"].clamp(min=0).unsqueeze(1)).squeeze(1)  # (B, K)
     short = torch.where(slots, likeness.max(dim=1).values - chosen, 0.0)
     if not torch.equal(found["exemplars"] >= 0, slots) or not bool((short <= TOLERANCE).all()):

@@ -25,7 +25,7 @@ def encode_windows(
 
     Args:
         model: trained.
-        table: float32 (N+1, D), its item vectors.
+        table: float32 (N+1, D), its `item_vectors`; D counts marks here.
         windows: int64 (U, L), rows, oldest click first; 0 where there is none.
         config: for its threads.
         profiles: int64 (U, P), the users' codes, for a model with a profile.
@@ -46,7 +46,12 @@ def encode_windows(
     return interests, counts
 
 
+def learned_vectors(model: Mind) -> npt.NDArray[np.float32]:
+    """The item table without marks: float32 (N+1, D), row 0 zeros."""
+    return item_vectors(model)[:, : model.table.shape[1]]
+
+
 def item_vectors(model: Mind) -> npt.NDArray[np.float32]:
     """The item table as served: float32 (N+1, D), row 0 zeros."""
     with torch.no_grad():
-        return model.item_table().numpy().astype(np.float32, copy=True)
+        return model.served_table().numpy().astype(np.float32, copy=True)

@@ -17,6 +17,10 @@ from training.item_graph import ItemGraph
 # Stands for "never" among logits. Not -inf: a user without clicks has no slot at all, and the
 # softmax of nothing but -inf is NaN.
 NEVER = -1e9
+MARK = 0.3
+"""By how much less similar an own item is through its mark. Items carry it in the coordinate of
+their colour and users have -1 there, rather than each a root of it: an index over items should find
+near each other what is alike, and not what has the same colour."""
 
 
 def slot_counts(clicks: Tensor, slots: int) -> Tensor:
@@ -191,6 +195,7 @@ class Mind(nn.Module):
     """
 
     directions: Tensor
+    colours: Tensor
 
     def __init__(
         self,
@@ -248,6 +253,8 @@ class Mind(nn.Module):
                 nn.init.zeros_(layer.bias)
             self.layers = nn.Sequential(into, nn.ReLU(), out)
         self.register_buffer("directions", torch.randn(width, interests, generator=generator))
+        self.marks = 0
+        self.register_buffer("colours", torch.full((items + 1,), -1), persistent=False)
         # Drawn last, so that a model without them has the same bits as ever.
         self.item_fields = fields
         self.fields = None if fields is None else FieldSums(fields)
@@ -285,6 +292,21 @@ class Mind(nn.Module):
             table = table + (neighbours if linked is None else neighbours * linked)
         return unit(table) if self.cosine else table
 
+    def mark(self, colours: Tensor, marks: int) -> None:
+        """Let searches leave out own items, by colour; see `training.marks`.
+
+        Args:
+            colours: int64 (N+1,), below `marks`; -1 for none, as row 0 has.
+            marks: C, how many there are.
+        """
+        self.colours, self.marks = colours, marks
+
+    def served_table(self) -> Tensor:
+        """Item vectors as served: those of `item_table` and then their marks, (N+1, D+C)."""
+        columns = torch.arange(self.marks)
+        marks = MARK * (self.colours.unsqueeze(1) == columns).to(torch.float32)  # (N+1, C)
+        return torch.cat([self.item_table(), marks], dim=1)
+
     def vectors_from_fields(self, items: ItemFields) -> Tensor:
         """Vectors of items that were not trained on: the average of their fields', without an id.
 
@@ -292,8 +314,8 @@ class Mind(nn.Module):
             items: M items, with the fields that the model was trained with.
 
         Returns:
-            float32 (M, D), zero for items of which nothing is known; of length 1 otherwise, if the
-            model compares cosines.
+            float32 (M, D+C), without a mark; zero for items of which nothing is known, of length 1
+            otherwise, if the model compares cosines.
 
         Raises:
             ValueError: the model was trained without fields, or with others.
@@ -302,13 +324,13 @@ class Mind(nn.Module):
             raise ValueError("these are not the fields that the model was trained with")
         sums = FieldSums(items)
         vectors = (sums.of(self.field_table) / sums.present.clamp(min=1))[1:]
-        return unit(vectors) if self.cosine else vectors
+        return functional.pad(unit(vectors) if self.cosine else vectors, (0, self.marks))
 
     def field_vectors(self) -> ItemFieldVectors | None:
         """What serving needs to do the same without torch; None for a model without fields."""
         if self.fields is None or self.field_table is None:
             return None
-        vectors = self.field_table.detach().numpy().copy()
+        vectors = functional.pad(self.field_table.detach(), (0, self.marks)).numpy().copy()
         return ItemFieldVectors(self.fields.fields, vectors, self.cosine)
 
     def gates(self, mask: Tensor) -> Tensor | None:
@@ -398,6 +420,7 @@ class ServedMind(nn.Module):
     def __init__(self, model: Mind) -> None:
         super().__init__()
         self.model = model
+        self.width = model.table.shape[1]
 
     def forward(
         self, items: Tensor, rows: Tensor, ages: Tensor, profile: Tensor | None = None
@@ -405,18 +428,19 @@ class ServedMind(nn.Module):
         """Encode windows.
 
         Args:
-            items: float32 (N+1, D), the item table, row 0 zeros.
+            items: float32 (N+1, D+C), the item table as served, row 0 zeros.
             rows: int64 (B, L), rows of the table, oldest click first; 0 where there is none.
             ages: float32 (B, L), seconds before the window's newest click; this model ignores it.
             profile: int64 (B, P), of a model with a profile, which is not exported.
 
         Returns:
-            interests float32 (B, K, D), counts int64 (B,), weights float32 (B, K), assignment
+            interests float32 (B, K, D+C), counts int64 (B,), weights float32 (B, K), assignment
             int64 (B, L) and exemplars int64 (B, K), as in `encoder.mind_encoder.InterestBatch`.
         """
         del ages
         mask = rows > 0  # (B, L)
-        vectors = functional.embedding(rows, items)  # (B, L, D)
+        clicked = functional.embedding(rows, items)  # (B, L, D+C)
+        vectors = clicked[:, :, : self.width]  # (B, L, D)
         logits = self.model.served_logits(vectors)
         interests, couplings = self.model.encode(vectors, mask, logits, profile)
         if not self.model.cosine:
@@ -442,4 +466,8 @@ class ServedMind(nn.Module):
         # Turned round, because argmax takes the first of equals and the newest click is last.
         newest_first = likeness.flip(2).argmax(dim=2)  # (B, K)
         exemplars = torch.where(slots, rows.shape[1] - 1 - newest_first, -1)
+        if self.model.marks:
+            owned = (clicked[:, :, self.width :] > 0).any(dim=1, keepdim=True)  # (B, 1, C)
+            marks = torch.where(slots.unsqueeze(2) & owned, -1.0, 0.0)  # (B, K, C)
+            interests = torch.cat([interests, marks], dim=2)
         return interests, counts, weights, assignment, exemplars

@@ -39,6 +39,10 @@ class TrainingConfig:
         spectral: start the item table from the graph's leading eigenvectors; otherwise at random.
         spectral_epochs: where one of `fades` above 0 is taken, so that the order of clicks counts,
             the table starts spectrally, and so many epochs are enough; 0 for never.
+        spectral_reach: `graph_reach` there.
+        marks: colours by which a search leaves out own items, see `training.marks`: so many numbers
+            more in each vector; 0 for none.
+        trial_marks: so many where they let the trial of `fades` recommend better; 0 for never.
         item_dropout: share of items without their id's vector, drawn anew each step: they have only
             their fields' and their neighbours'.
         unlinked: share of those that have no neighbours either, as an item that is new; of items
@@ -78,6 +82,9 @@ class TrainingConfig:
     neighbours: int = 64
     spectral: bool = False
     spectral_epochs: float = 3.0
+    spectral_reach: int = 2
+    marks: int = 0
+    trial_marks: int = 64
     item_dropout: float = 0.2
     unlinked: float = 1.0
     epochs: float = 8.0
@@ -110,6 +117,10 @@ class TrainingConfig:
                 ("graph_reach", "at least 1", self.graph_reach >= 1),
                 ("neighbours", "at least 1", self.neighbours >= 1),
                 ("spectral_epochs", "at least 0", self.spectral_epochs >= 0),
+                ("spectral_reach", "at least 1", self.spectral_reach >= 1),
+                ("marks", "at least 0", self.marks >= 0),
+                ("marks", "0 without cosine", self.cosine or not self.marks),
+                ("trial_marks", "at least 0", self.trial_marks >= 0),
                 ("item_dropout", "from 0 to below 1", 0 <= self.item_dropout < 1),
                 ("unlinked", "from 0 to 1", 0 <= self.unlinked <= 1),
                 ("epochs", "positive", self.epochs > 0),
@@ -128,8 +139,8 @@ class TrainingConfig:
     def hyper_parameters(self) -> dict[str, bool | int | float | str]:
         """For the manifest; infinity as the text "inf", since JSON has none."""
         values = dataclasses.asdict(self)
-        applied = ("name", "seed", "fades", "trial", "warm", "spectral_epochs")
-        for name in applied:
+        applied = ("name", "seed", "fades", "trial", "warm")
+        for name in (*applied, "spectral_epochs", "spectral_reach", "trial_marks"):
             del values[name]
         return {k: str(v) if v == math.inf else v for k, v in values.items()}
 

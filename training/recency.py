@@ -1,8 +1,9 @@
-"""Whether the order of clicks counts, found out on the clicks themselves.
+"""Whether the order of clicks counts, and whether users come back, found out on the clicks.
 
 In some logs what was clicked last says most about what comes next; in others, such as baskets whose
 items have no order, all of a window counts alike. Taking the one for the other costs a fifth of the
 recall or more, and a decay that is learned by gradient does not find out (training/EXPERIMENTS.md).
+Likewise, some users want again what they had, and others never do.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from training.evaluation import HeldOut, evaluate
 from training.fit import Progress, ProgressCallback, build_model, fit
 from training.inference import encode_windows, item_vectors
 from training.item_fields import ItemFields
+from training.marks import mark
 from training.model import Mind
 from training.preset import TrainingConfig
 from training.sequences import Learnable, Sequences
@@ -26,6 +28,7 @@ _MOST_USERS: Final = 2_000
 _SHARE: Final = 0.1
 _HISTORY_SHARE: Final = 0.8
 _MEASURES: Final = ("recall_at_20", "recall_at_50")
+_WORTH: Final = 1.01  # times the recall without: marks make vectors half as long again
 
 
 def trained_model(
@@ -50,7 +53,7 @@ def trained_model(
         curve: gathers loss and recall of the training.
 
     Returns:
-        The model, and the config with the `fade` that it was trained with.
+        The model, and the config with the `fade` and the `marks` that it has.
 
     Raises:
         CheckpointError: a checkpoint is of another training.
@@ -59,6 +62,7 @@ def trained_model(
     model = build_model(sequences, items, config, fields)
     checkpoint = checkpoints.of("training") if checkpoints else None
     fit(model, sequences, config, progress, checkpoint=checkpoint, curve=curve)
+    mark(model, sequences, config.marks)
     return model, config
 
 
@@ -78,7 +82,8 @@ def chosen(
     of this happens on a sample of the users.
 
     Where the order counts, the item table starts spectrally, see `TrainingConfig.spectral_epochs`:
-    the graph links what is clicked close to each other, which says little where it does not.
+    the graph links what is clicked close to each other, which says little where it does not. Marks
+    are taken where the trial recommends better with them than without, which needs no training.
     """
     if not config.fades:
         return config
@@ -95,29 +100,46 @@ def chosen(
         )
         for fade in config.fades
     ]
-    scores = []
+    scores: list[tuple[float, float]] = []
     for number, trial in enumerate(trials):
         if progress is not None:
             progress(Progress("choosing", number, len(trials)))
         checkpoint = checkpoints.of(f"trial_{number}") if checkpoints else None
-        scores.append(_recall(learned, items, trial, held_out, fields, checkpoint))
-    (number,) = ranks.as_the_first([int(np.argmax(scores))])
-    best = dataclasses.replace(config, fade=trials[number].fade, fades=())
+        scores.append(_recalls(learned, items, trial, held_out, fields, checkpoint))
+    plain, marked = max(scores)
+    number = scores.index((plain, marked))
+    marks = config.trial_marks if marked > plain * _WORTH else config.marks
+    number, marks = ranks.as_the_first([number, marks])
+    best = dataclasses.replace(config, fade=trials[number].fade, fades=(), marks=marks)
     if best.fade and config.spectral_epochs:
-        return dataclasses.replace(best, spectral=True, epochs=config.spectral_epochs)
+        return dataclasses.replace(
+            best,
+            spectral=True,
+            epochs=config.spectral_epochs,
+            graph_reach=config.spectral_reach,
+        )
     return best
 
 
-def _recall(
+def _recalls(
     learned: Sequences,
     items: int,
     config: TrainingConfig,
     held_out: HeldOut,
     fields: ItemFields | None,
     checkpoint: Checkpoint | None,
-) -> float:
+) -> tuple[float, float]:
+    """Without marks and with them; twice the same if there are to be none."""
     model = build_model(learned, items, config, fields)
     fit(model, learned, config, checkpoint=checkpoint)
+    plain = _recall(model, config, held_out)
+    if not config.trial_marks or not config.cosine:
+        return plain, plain
+    mark(model, learned, config.trial_marks)
+    return plain, _recall(model, config, held_out)
+
+
+def _recall(model: Mind, config: TrainingConfig, held_out: HeldOut) -> float:
     table = item_vectors(model)
     profiles = held_out.profiles
     found = evaluate(

@@ -28,7 +28,7 @@ from training.click_log import ClickLog
 from training.evaluation import HeldOut, evaluate
 from training.experiments import DEFAULT_DATA
 from training.fit import torch_threads
-from training.inference import encode_windows, item_vectors
+from training.inference import encode_windows, item_vectors, learned_vectors
 from training.model import Mind, ServedMind
 from training.preset import PRESETS, TrainingConfig
 from training.recency import trained_model
@@ -60,7 +60,7 @@ class Trained:
     def encode(
         self, log: ClickLog
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Interests (U, K, D), how many are used (U,) and weights (U, K) of a log's users."""
+        """Interests (U, K, D) without marks, how many are used (U,), and weights (U, K)."""
         sequences = Sequences.from_log(log, self.item_ids)
         windows = torch.from_numpy(sequences.last_windows(self.config.window_length))
         table = torch.from_numpy(item_vectors(self.model))
@@ -68,7 +68,8 @@ class Trained:
             vectors, counts, weights, _, _ = ServedMind(self.model).eval()(
                 table, windows, torch.zeros(windows.shape)
             )
-        return vectors.numpy(), counts.numpy(), weights.numpy()
+        width = self.model.table.shape[1]
+        return vectors[:, :, :width].numpy(), counts.numpy(), weights.numpy()
 
     def left(self) -> Previous:
         """What its release would leave to the next."""
@@ -77,8 +78,10 @@ class Trained:
             preset=self.config.name,
             fade=self.config.fade,
             item_ids=self.item_ids,
-            items=item_vectors(self.model),
+            items=learned_vectors(self.model),
             parameters=parameters_of(self.model),
+            marks=self.model.marks,
+            colours=self.model.colours.numpy(),
         )
 
 
@@ -120,7 +123,7 @@ def movement(before: Trained, after: Trained, log: ClickLog) -> dict[str, float]
         strongest is in another slot.
     """
     rows, others = shared_rows(after.item_ids, before.item_ids)
-    items = mean_cosine(item_vectors(after.model), item_vectors(before.model), rows, others)
+    items = mean_cosine(learned_vectors(after.model), learned_vectors(before.model), rows, others)
     vectors, counts, weights = after.encode(log)
     old_vectors, _, old_weights = before.encode(log)
     used = np.arange(vectors.shape[1]) < counts[:, None]  # (U, K)

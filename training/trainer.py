@@ -164,6 +164,7 @@ def train_release(
         parameters=packed(parameters_of(model)),
         mix=None if mixed is None else mixed.mix,
         popularity=None if mixed is None else mixed.popularity,
+        marks=model.marks,
         further={CURVES_FILE: as_png(curve.points), CURVE_FILE: as_lines(curve.points)},
     )
     tell(Progress("exporting", 1, 1))

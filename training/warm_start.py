@@ -19,8 +19,9 @@ from training.alignment import mean_cosine, rotation, shared_rows, turn
 from training.checkpoint import Checkpoints
 from training.curve import Curve
 from training.fit import ProgressCallback, build_model, fit
-from training.inference import item_vectors
+from training.inference import learned_vectors
 from training.item_fields import ItemFields
+from training.marks import colours_of, mark
 from training.model import Mind
 from training.preset import TrainingConfig
 from training.recency import trained_model
@@ -40,9 +41,11 @@ class Previous:
         preset: that it was trained with.
         fade: that it was trained with.
         item_ids: N ids, of rows 1..N.
-        items: float32 (N+1, D), served vectors.
+        items: float32 (N+1, D), served vectors without their marks.
         parameters: by their names in `Mind`, the table's N+1 rows among them; empty if the release
             did not keep them.
+        marks: how many colours its items have.
+        colours: int64 (N+1,), which; -1 for none. None without marks.
     """
 
     name: str
@@ -51,6 +54,8 @@ class Previous:
     item_ids: Sequence[str]
     items: npt.NDArray[np.float32]
     parameters: dict[str, npt.NDArray[np.float32]]
+    marks: int = 0
+    colours: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, release: Release) -> "Previous":
@@ -60,6 +65,8 @@ class Previous:
             ReleaseError: its parameters are not an archive of plain arrays.
         """
         training = release.manifest.training
+        marks = release.manifest.marks
+        items = release.items[:, : release.items.shape[1] - marks]
         parameters = {}
         path = release.folder / PARAMETERS_FILE
         if PARAMETERS_FILE in release.manifest.files and path.exists():
@@ -69,7 +76,7 @@ class Previous:
             except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
                 raise ReleaseError(f"{path} is not an archive of plain arrays: {error}") from error
             needed = {"table", "bilinear", "directions"}
-            if not needed <= parameters.keys() or parameters["table"].shape != release.items.shape:
+            if not needed <= parameters.keys() or parameters["table"].shape != items.shape:
                 raise ReleaseError(
                     f"{path} must hold {', '.join(sorted(needed))}, the table like the items; "
                     "write the release again"
@@ -79,8 +86,10 @@ class Previous:
             preset=training.preset,
             fade=float(training.hyper_parameters.get("fade", 0.0)),
             item_ids=release.item_ids,
-            items=release.items,
+            items=items,
             parameters=parameters,
+            marks=marks,
+            colours=colours_of(release.items[:, items.shape[1] :]) if marks else None,
         )
 
 
@@ -117,7 +126,7 @@ def obstacle(config: TrainingConfig, previous: Previous) -> str | None:
 
 
 def warmed(config: TrainingConfig, previous: Previous) -> TrainingConfig:
-    """The config to go on with: the same fade without a trial, and `warm` of the examples.
+    """The config to go on with: fade and marks without a trial, and `warm` of the examples.
 
     Interests whose clicks fade otherwise are other interests, so a fade is found out anew only by a
     cold start.
@@ -126,6 +135,7 @@ def warmed(config: TrainingConfig, previous: Previous) -> TrainingConfig:
         config,
         fade=previous.fade,
         fades=(),
+        marks=previous.marks,
         epochs=config.epochs * config.warm,
         examples=max(1, int(config.examples * config.warm)),
     )
@@ -181,7 +191,17 @@ def warm_model(
     # A training that started from another release is another training.
     checkpoint = checkpoints.of(f"training_from_{previous.name}") if checkpoints else None
     fit(model, sequences, config, progress, checkpoint=checkpoint, curve=curve)
+    mark(model, sequences, config.marks, _kept_colours(item_ids, previous))
     return model, config
+
+
+def _kept_colours(item_ids: Sequence[str], previous: Previous) -> npt.NDArray[np.int64] | None:
+    if previous.colours is None:
+        return None
+    rows, before = shared_rows(item_ids, previous.item_ids)
+    colours = np.full(len(item_ids) + 1, -1)
+    colours[rows] = previous.colours[before]
+    return colours
 
 
 def align(model: Mind, item_ids: Sequence[str], previous: Previous) -> float:
@@ -198,7 +218,7 @@ def align(model: Mind, item_ids: Sequence[str], previous: Previous) -> float:
     Returns:
         The mean cosine between an item's vector and its previous one; NaN if nothing is shared.
     """
-    table = item_vectors(model)
+    table = learned_vectors(model)
     if table.shape[1] != previous.items.shape[1]:
         return float("nan")
     rows, before = shared_rows(item_ids, previous.item_ids)
@@ -206,7 +226,7 @@ def align(model: Mind, item_ids: Sequence[str], previous: Previous) -> float:
     directions = previous.parameters.get("directions")
     if directions is not None and directions.shape == tuple(model.directions.shape):
         model.directions.copy_(torch.from_numpy(directions))
-    return mean_cosine(item_vectors(model), previous.items, rows, before)
+    return mean_cosine(learned_vectors(model), previous.items, rows, before)
 
 
 def succeeding_model(

@@ -9,11 +9,15 @@ from encoder.release import Release
 from tests.small_release import make_small_release
 
 
-@pytest.fixture(scope="session")
-def odd_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+@pytest.fixture(scope="session", params=[0, 3], ids=["plain", "marked"])
+def odd_release(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Release:
     """Sizes that fill no vector register evenly, where orders of addition show."""
     folder: Path = tmp_path_factory.mktemp("releases") / "odd"
-    return make_small_release(folder, items=60, width=10, interests=5, window_length=50)
+    return make_small_release(
+        folder, items=60, width=10, interests=5, window_length=50, marks=request.param
+    )
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from encoder.mind_encoder import OUTPUTS, MindEncoder
 from encoder.release import Release, ReleaseError, write_release
 
+WIDTH = 10  # of vectors without marks
+
 
 def test_serving_imports_no_torch() -> None:
     """A fresh interpreter that can encode has loaded neither torch nor onnx."""
@@ -35,7 +37,7 @@ def test_any_window_yields_sound_interests(odd_encoder: MindEncoder, window: lis
     assert batch.counts.tolist() == [count]
     assert np.isfinite(batch.vectors).all()
     assert np.isfinite(batch.weights).all()
-    lengths = np.linalg.norm(batch.vectors[0], axis=1)
+    lengths = np.linalg.norm(batch.vectors[0, :, :WIDTH], axis=1)
     np.testing.assert_allclose(lengths, np.arange(5) < count, atol=1e-5)
     np.testing.assert_allclose(batch.weights.sum(), float(count > 0), atol=1e-5)
     assert not batch.weights[0, count:].any()
@@ -56,7 +58,8 @@ def test_the_exemplar_is_the_likest_of_its_interests_clicks(
     batch = odd_encoder.encode(rows, np.zeros(rows.shape, np.float32))
     checked = 0
     for user in range(50):
-        likeness = odd_release.items[rows[user]] @ batch.vectors[user].T  # (L, K)
+        items = odd_release.items[rows[user], :WIDTH]
+        likeness = items @ batch.vectors[user, :, :WIDTH].T  # (L, K)
         for slot in range(5):
             own = np.flatnonzero(batch.assignment[user] == slot)
             if len(own):
@@ -96,7 +99,7 @@ def test_an_interest_keeps_its_slot_as_the_window_slides(odd_encoder: MindEncode
 def test_no_users_is_an_empty_batch(odd_encoder: MindEncoder) -> None:
     """B = 0 gives arrays of the right shapes with nothing in them."""
     batch = odd_encoder.encode(np.zeros((0, 50), np.int32), np.zeros((0, 50), np.float32))
-    assert batch.vectors.shape == (0, 5, 10)
+    assert batch.vectors.shape == (0, 5, odd_encoder.release.manifest.width)
     assert batch.assignment.shape == (0, 50)
 
 

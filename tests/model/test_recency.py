@@ -11,6 +11,7 @@ from training.sequences import Sequences
 
 ITEMS, CLUSTERS, CLICKS = 240, 24, 30
 LAST_ONLY, ALL_ALIKE = 3.0, 0.0
+MARKS = 64
 
 
 def test_the_last_click_counts_where_it_says_what_is_next() -> None:
@@ -21,9 +22,10 @@ def test_the_last_click_counts_where_it_says_what_is_next() -> None:
 
     found = choice(walk)
     assert found.fade == LAST_ONLY
-    assert (found.spectral, found.epochs) == (True, 2.5)
-    never = choice(walk, spectral_epochs=0.0)
+    assert (found.spectral, found.epochs, found.graph_reach) == (True, 2.5, 2)
+    never = choice(walk, spectral_epochs=0.0, trial_marks=0)
     assert (never.fade, never.spectral, never.epochs) == (LAST_ONLY, False, 8.0)
+    assert (never.graph_reach, never.marks) == (3, 0)
 
 
 def test_all_clicks_count_where_their_order_says_nothing() -> None:
@@ -36,11 +38,25 @@ def test_all_clicks_count_where_their_order_says_nothing() -> None:
 
     found = choice(mixed)
     assert found.fade == ALL_ALIKE
-    assert (found.spectral, found.epochs) == (False, 8.0)
+    assert (found.spectral, found.epochs, found.graph_reach) == (False, 8.0, 3)
+    assert found.marks == 0  # since they come back
+
+
+def test_own_items_are_left_out_where_nobody_comes_back() -> None:
+    """Users who work through the items of one taste, and so want what they have not had."""
+
+    def through(rng: np.random.Generator) -> np.ndarray:
+        size = ITEMS // 4
+        return rng.integers(4) * size + rng.permutation(size)[:CLICKS] + 1
+
+    assert choice(through).marks == MARKS
+    assert choice(through, trial_marks=0).marks == 0
 
 
 def choice(
-    draw: Callable[[np.random.Generator], np.ndarray], spectral_epochs: float = 2.5
+    draw: Callable[[np.random.Generator], np.ndarray],
+    spectral_epochs: float = 2.5,
+    trial_marks: int = MARKS,
 ) -> TrainingConfig:
     rng = np.random.default_rng(0)
     sequences = of_lines([draw(rng) for _ in range(FEWEST_USERS * 10)])
@@ -54,6 +70,7 @@ def choice(
         fades=(ALL_ALIKE, LAST_ONLY),
         examples=200_000,
         spectral_epochs=spectral_epochs,
+        trial_marks=trial_marks,
     )
     found = chosen(sequences, ITEMS, config)
     assert found.fades == ()

@@ -13,6 +13,7 @@ from training.benchmark import (
     item_knn,
     mean_cosine,
     popularity,
+    renewed,
     run,
 )
 from training.item_graph import co_clicks
@@ -81,6 +82,16 @@ def test_item_knn_adds_up_cosines() -> None:
     assert found[0].tolist() == [2, 3, -1]
     assert found[1].tolist() == [1, 2, 3]
     assert found[2].tolist() == [-1, -1, -1]
+
+
+def test_only_the_rows_measured_are_written_anew() -> None:
+    """The others stay, all in the order of the presets."""
+    order = ["popularity", "paper", "default"]
+    first = renewed("", {"default": "| default | 1 |", "paper": "| paper | 1 |"}, order)
+    again = renewed(first, {"popularity": "| popularity | 1 |", "paper": "| paper | 3 |"}, order)
+    rows = ["| popularity | 1 |", "| paper | 3 |", "| default | 1 |"]
+    assert again.splitlines()[-3:] == rows
+    assert again.splitlines()[:-3] == first.splitlines()[:-2]
 
 
 def test_mean_cosine_is_over_used_slots() -> None:

@@ -61,3 +61,10 @@ def test_a_mix_is_of_all_that_windows_hold() -> None:
     assert training_run.training_config(settings).window_length == 20
     assert training_run.own_clicks(load_settings(trainer=mix, window_length=5000)) == MOST_RECENT
     assert training_run.training_config(load_settings(window_length=80)).window_length == 80
+
+
+def test_marks_are_tried_unless_turned_off_or_a_mix_does_their_part() -> None:
+    """Both leave out own items, and together they would find less."""
+    for trainer, marks in ({}, 64), ({"marks": False}, 0), ({"mix": True}, 0):
+        settings = load_settings(trainer=trainer)
+        assert training_run.training_config(settings).trial_marks == marks
