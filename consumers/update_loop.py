@@ -16,11 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal
 
 import structlog
 
 from consumers.accounts import Accounts
+from consumers.at_once import at_once
 from consumers.backfill import Backfill, Chunk
 from consumers.batch import Decision, decide, joined
 from consumers.batch_size import BatchSize
@@ -400,11 +402,14 @@ class UpdateLoop:
     ) -> None:
         """Write rows, and delete those that other releases have of erased users, in one budget."""
         ends_at = time.monotonic() + self._settings.worker.step_budget_s
-        for release, one in encoded.items():
+
+        def write(release: str, one: Encoded) -> None:
             budget_s = ends_at - time.monotonic()
             self._index.write_interests(
                 release, one.rows, one.stale_keys, budget_s=budget_s, lease=lease
             )
+
+        at_once([partial(write, *each) for each in encoded.items()])
         if erased := sorted(erased_users):
             budget_s = ends_at - time.monotonic()
             self._index.forget(erased, self._other_releases, budget_s=budget_s, lease=lease)
