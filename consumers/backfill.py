@@ -44,6 +44,7 @@ class Backfill:
         self._chunk = chunk
         self._tasks: deque[_Task] = deque()
         self._due_at = 0.0
+        self._under_way = False
 
     def __bool__(self) -> bool:
         return bool(self._tasks)
@@ -75,13 +76,14 @@ class Backfill:
         self._remove(lambda task: task.release == release)
 
     def begin_again(self) -> None:
-        """What was written of the partition at hand may be gone."""
+        """What was written of the partition at hand may be gone; nothing is on its way any more."""
+        self._under_way = False
         if self._tasks:
             self._tasks[0].left = None
 
     def wait_s(self, now: float) -> float | None:
-        """Seconds until the next chunk is due; None where there is nothing to do."""
-        if not self._tasks:
+        """Seconds until the next chunk is due; None where none will be of itself."""
+        if not self._tasks or self._under_way:
             return None
         return max(0.0, max(self._due_at, min(task.not_before for task in self._tasks)) - now)
 
@@ -91,7 +93,7 @@ class Backfill:
         Args:
             now: in seconds, of a clock that does not go back.
         """
-        if now < self._due_at:
+        if now < self._due_at or self._under_way:
             return None
         task = next((task for task in self._tasks if task.not_before <= now), None)
         if task is None:
@@ -105,8 +107,16 @@ class Backfill:
         some = [task.left.popleft() for _ in range(min(self._chunk, len(task.left)))]
         return Chunk(task.release, task.partition, some)
 
+    def sent(self) -> None:
+        """A chunk is on its way to the store; there is none before `spent` tells that it is there.
+
+        The store's time counts, too: it is the same store that clicks wait for.
+        """
+        self._under_way = True
+
     def spent(self, seconds: float, now: float) -> None:
         """A chunk took so long; rest for so long that its share of the time is kept."""
+        self._under_way = False
         self._due_at = now + seconds * (1 / self._share - 1)
 
     def done(self) -> None:

@@ -16,11 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal
 
 import structlog
 
 from consumers.accounts import Accounts
+from consumers.at_once import at_once
 from consumers.backfill import Backfill, Chunk
 from consumers.batch import Decision, decide, joined
 from consumers.batch_size import BatchSize
@@ -53,7 +55,7 @@ Step = Literal["polled", "merged", "encoded", "written", "committed"]
 _BATCHES_AHEAD: Final = 2  # that many of the largest may be written, but not committed
 _OVERLAPPED_POLL_S: Final = 0.05
 _EXPIRE_EVERY_S: Final = 600.0
-_BACKFILL_USERS: Final = 128  # a click waits for so many at most
+_BACKFILL_USERS: Final = 64  # a click waits for so many at most
 
 log = structlog.get_logger()
 
@@ -70,6 +72,7 @@ class _Batch:
         member: the membership that its records were polled with.
         written_at: when its rows were acknowledged, in seconds since 1970.
         slowest_s: how long the slowest of its steps took so far.
+        chunk_s: of a release that is being filled: how long encoding and writing it took.
     """
 
     records: list[Record]
@@ -81,6 +84,7 @@ class _Batch:
     written_at: float = 0.0
     slowest_s: float = 0.0
     items: dict[str, ItemChanges] = field(default_factory=dict)
+    chunk_s: float = 0.0
 
 
 class UpdateLoop:
@@ -148,6 +152,7 @@ class UpdateLoop:
             share=settings.worker.backfill_share,
             chunk=_BACKFILL_USERS,
         )
+        self._chunk: _Batch | None = None  # of a release that is being filled, on its way
         self._accounts = Accounts(metrics, clock())
         self._expire_at = clock()
         health.waiting_for("assignment of partitions")
@@ -256,10 +261,12 @@ class UpdateLoop:
     # In flight -----------------------------------------------------------------------------
 
     def _write_batch(self, batch: _Batch) -> None:
+        began_at = time.monotonic()
         with self._timed("write", [batch]):
             lease = self._topic.lease_of(batch.member)
             self._write(batch.encoded, batch.decision.erased_users, lease)
             self._write_items(batch.items, lease)
+        batch.chunk_s += time.monotonic() - began_at
         batch.written_at = self._clock()
         self._after_step("written")
 
@@ -305,6 +312,7 @@ class UpdateLoop:
         if not isinstance(failure, Outdated | LeaseRanOut):
             raise failure
         batches = self._pipeline.take_unfinished()
+        self._chunk = None
         self._backfill.begin_again()
         self._items.begin_again()
         for batch in reversed(batches):
@@ -400,11 +408,14 @@ class UpdateLoop:
     ) -> None:
         """Write rows, and delete those that other releases have of erased users, in one budget."""
         ends_at = time.monotonic() + self._settings.worker.step_budget_s
-        for release, one in encoded.items():
+
+        def write(release: str, one: Encoded) -> None:
             budget_s = ends_at - time.monotonic()
             self._index.write_interests(
                 release, one.rows, one.stale_keys, budget_s=budget_s, lease=lease
             )
+
+        at_once([partial(write, *each) for each in encoded.items()])
         if erased := sorted(erased_users):
             budget_s = ends_at - time.monotonic()
             self._index.forget(erased, self._other_releases, budget_s=budget_s, lease=lease)
@@ -430,6 +441,9 @@ class UpdateLoop:
     def _around(self, now: float) -> None:
         """What is due between batches: one thing at a time, as each may take a step's budget."""
         self._follow_releases()
+        if self._chunk is not None and self._chunk.written_at:
+            self._backfill.spent(self._chunk.chunk_s, time.monotonic())
+            self._chunk = None
         most = self._settings.worker.max_batch_clicks
         if self._settling.due(now, most=most):
             if self.finish() and (due := self._settling.due(now, most=most)):
@@ -478,9 +492,11 @@ class UpdateLoop:
         if chunk.user_ids:
             packed = [self._store.packed(chunk.partition, user_id) for user_id in chunk.user_ids]
             encoded = {chunk.release: served.encoder.encode(chunk.user_ids, packed, before=None)}
+            encoded_s = time.monotonic() - began_at
             self._pipeline.wait_for_room(len(chunk.user_ids), self._ahead)
             share, member = self._rejected_share, self._topic.membership
-            batch = _Batch([], Decision(), encoded, {}, share, member)
+            self._chunk = batch = _Batch([], Decision(), encoded, {}, share, member)
+            batch.chunk_s = encoded_s
             self._pipeline.submit(batch, len(chunk.user_ids))
             self._metrics.backfilled.inc(len(chunk.user_ids))
         elif self._items.owes(chunk.release):
@@ -493,6 +509,8 @@ class UpdateLoop:
                 log.info("release.filled", release=chunk.release, partition=chunk.partition)
         now = time.monotonic()
         self._backfill.spent(now - began_at, now)
+        if chunk.user_ids:
+            self._backfill.sent()
         self._metrics.unfilled.set(self._backfill.partitions_left)
 
     def _update_items(self, work: ItemWork) -> None:

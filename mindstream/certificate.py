@@ -32,7 +32,7 @@ from encoder.mind_encoder import MindEncoder
 from encoder.release import Release
 from encoder.settings import Settings
 from encoder.window import Window
-from encoder.windows_topic import WindowRecords, read_window_records
+from encoder.windows_topic import read_window_records
 from mindstream.audit import same_row
 
 CERTIFICATE_FILE: Final = "certificate.json"
@@ -214,8 +214,11 @@ class _Windows:
             timeout_s=self._settings.worker.open_transaction_s,
             start=self._next,
         ):
+            newest: dict[str, bytes | None] = {}  # a user may have been written many times
             for part in gathered:
-                self._apply(part, first=first)
+                newest.update(zip(part.user_ids, part.values, strict=True))
+                self._next[part.partition] = part.offsets[-1] + 1
+            self._apply(newest, first=first)
         return changed
 
     def _read_items(self) -> bool:
@@ -224,14 +227,14 @@ class _Windows:
         put = [self.encoder.put_item(record.item_id, record.fields()) for record in fresh]
         return any(code is not None for code, _ in put)
 
-    def _apply(self, part: WindowRecords, *, first: bool) -> None:
+    def _apply(self, newest: dict[str, bytes | None], *, first: bool) -> None:
         now = time.monotonic()
-        values = [value for value in part.values if value is not None]
-        packed = iter(from_wires(values, self._codes))
-        windows = [None if value is None else next(packed) for value in part.values]
-        some = [window for window in windows if window is not None]
-        counts = iter(self.encoder.counts(some).tolist() if some else [])
-        for user_id, window in zip(part.user_ids, windows, strict=True):
+        values = [value for value in newest.values() if value is not None]
+        packed = from_wires(values, self._codes)
+        counts = iter(self.encoder.counts(packed).tolist() if packed else [])
+        windows = iter(packed)
+        for user_id, value in newest.items():
+            window = None if value is None else next(windows)
             rows = 0 if window is None else next(counts)
             self.rows += rows - self._rows_of.pop(user_id, 0)
             if window is not None:
@@ -240,7 +243,6 @@ class _Windows:
                 self._written_at[user_id] = now
             if self._drawn is None or user_id in self._drawn:
                 self._keep(user_id, window)
-        self._next[part.partition] = part.offsets[-1] + 1
 
     def _keep(self, user_id: str, window: bytes | None) -> None:
         if window is None:

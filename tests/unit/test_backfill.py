@@ -48,6 +48,22 @@ def test_it_takes_no_more_than_its_share_of_the_time() -> None:
     assert work.next(100.0501) is not None
 
 
+def test_the_time_of_the_store_counts() -> None:
+    """While a chunk is on its way there is no other, and the rest begins when it is there."""
+    work = backfill(share=0.5)
+    work.add("r", [0])
+    assert work.next(0.0) is not None
+    work.sent()
+    assert work.next(10.0) is None
+    assert work.wait_s(10.0) is None
+    work.spent(2.0, 10.0)
+    assert work.next(11.9) is None
+    assert work.next(12.0) == Chunk("r", 0, ["c"])
+    work.sent()
+    work.begin_again()  # it failed
+    assert work.next(20.0) == Chunk("r", 0, ["a", "b"])
+
+
 def test_lost_partitions_and_withdrawn_releases_are_left_out() -> None:
     """Whatever of them is under way ends with them."""
     work = backfill()
