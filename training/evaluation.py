@@ -33,9 +33,22 @@ class HeldOut:
 
     @classmethod
     def split(
-        cls, past: ClickLog, future: ClickLog, item_ids: list[str], window_length: int
+        cls,
+        past: ClickLog,
+        future: ClickLog,
+        item_ids: list[str],
+        window_length: int,
+        profiles: npt.NDArray[np.int64] | None = None,
     ) -> "HeldOut":
-        """Pair each user's last window in `past` with the distinct items of `future`."""
+        """Pair each user's last window in `past` with the distinct items of `future`.
+
+        Args:
+            past: clicks before the moment.
+            future: those after it.
+            item_ids: the ids that rows 1..N of the item table stand for.
+            window_length: the longest a window may be.
+            profiles: int64 (users of `past`, P), in the order of its `user_ids`.
+        """
         rows = {item: row for row, item in enumerate(item_ids, start=1)}
         future_rows = [rows.get(item, -1 - code) for code, item in enumerate(future.item_ids)]
         clicked: dict[str, set[int]] = {}
@@ -47,7 +60,12 @@ class HeldOut:
             for place, user in enumerate(past.user_ids)
             if user in clicked and windows[place].any()
         ]
-        return cls(windows[[place for place, _ in known]], [frozenset(items) for _, items in known])
+        places = [place for place, _ in known]
+        return cls(
+            windows[places],
+            [frozenset(items) for _, items in known],
+            None if profiles is None else profiles[places],
+        )
 
     def __len__(self) -> int:
         return len(self.targets)
