@@ -11,10 +11,14 @@ and kafka-python waits 100 ms before it fetches that. A worker makes ten clients
 **Outlast a restart of the broker within a transaction.** A request of a transaction that meets no
 connection is lost, and the producer waits for its answer until all time-outs are over: they are put
 back only where the client says that a node is not ready, but kafka-python's client raises.
+
+**Leave no socket open.** A client that is closed while it connects to a broker, or has something
+left to send, forgets the socket.
 """
 
 from __future__ import annotations
 
+import socket
 import ssl
 from functools import partial
 from typing import Any
@@ -29,12 +33,14 @@ from kafka.errors import (
 )
 from kafka.future import Future
 from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import KafkaNetSocket
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 
 from encoder.tls import is_cut
 
 _METADATA_PAUSE_MS = 10
+_SCHEME = "mindstream"  # of what kafka-python takes for a proxy: it chooses how to connect by it
 
 REFUSALS = (
     AuthorizationError,
@@ -55,7 +61,22 @@ def tls_error(exc: BaseException) -> ssl.SSLError | None:
 def net_client(**config: Any) -> KafkaNetClient:
     """For the configuration `kafka_client` of kafka-python's clients."""
     net = NetworkSelector(**config)
-    return _Client(net=net, manager=_Manager(net, **config), **config)
+    manager = _Manager(net, **{**config, "proxy_url": f"{_SCHEME}://"})
+    return _Client(net=net, manager=manager, **config)
+
+
+class ClosedWhenCutShort(KafkaNetSocket):  # type: ignore[misc]  # kafka-python is untyped
+    """Connects without a proxy, and leaves no socket behind where that is cut short or fails."""
+
+    SCHEMES = (_SCHEME,)
+
+    async def sock_connect(self, net: Any, sock: socket.socket, *args: Any, **options: Any) -> Any:
+        """As the library does."""
+        try:
+            return await super().sock_connect(net, sock, *args, **options)
+        except BaseException:
+            sock.close()
+            raise
 
 
 class _Client(KafkaNetClient):  # type: ignore[misc]  # kafka-python is untyped
@@ -64,6 +85,15 @@ class _Client(KafkaNetClient):  # type: ignore[misc]  # kafka-python is untyped
             return bool(super().await_ready(node_id, timeout_ms=timeout_ms))
         except KafkaConnectionError:
             return False
+
+    def close(self, node_id: str | None = None) -> None:
+        connections = list(self._manager._conns.values())
+        transports = [one.transport for one in connections if one.transport]
+        super().close(node_id=node_id)
+        if node_id is None:
+            for one in transports:
+                if one._sock is not None:
+                    one._sock.close()
 
     def send(self, node_id: str, request: Any, **options: Any) -> Any:
         sent = super().send(node_id, request, **options)
