@@ -135,7 +135,7 @@ def warmed(config: TrainingConfig, previous: Previous) -> TrainingConfig:
         config,
         fade=previous.fade,
         fades=(),
-        marks=previous.marks,
+        marks=previous.marks if config.trial_marks else 0,
         epochs=config.epochs * config.warm,
         examples=max(1, int(config.examples * config.warm)),
     )

@@ -18,8 +18,8 @@ from tests.tastes import planted_log
 from training.marks import coloured, colours_of
 from training.model import MARK, Mind
 from training.preset import TrainingConfig
-from training.trainer import train_release
-from training.warm_start import Previous
+from training.trainer import Catalogue, train_release
+from training.warm_start import Previous, warmed
 
 NOW = datetime(2026, 11, 26, 11, 30, tzinfo=UTC)
 ITEMS, WIDTH, COLOURS = 200, 16, 8
@@ -116,11 +116,21 @@ def test_the_next_release_keeps_the_colours(before: Release, tmp_path: Path) -> 
     rows = after.rows(before.item_ids)
     assert (new.colours[rows] == old.colours[1:]).all()
     assert (new.colours[1:] >= 0).all()
+    assert warmed(config, old).marks == COLOURS
+    assert warmed(dataclasses.replace(config, trial_marks=0), old).marks == 0
 
 
 def test_a_new_item_has_no_mark() -> None:
     """Its vector, of fields alone, has the width of the others."""
-    model = Mind(3, width=4, interests=2)
+    ids = ["a", "b", "c"]
+    fields = Catalogue({"taste": "value"}, {item: {"taste": "sweet"} for item in ids}).fields(ids)
+    model = Mind(3, width=4, interests=2, fields=fields)
     model.mark(torch.tensor([-1, 0, 1, 0]), 2)
-    assert model.served_table().shape == (4, 6)
     assert colours_of(model.served_table().detach().numpy()[:, 4:]).tolist() == [-1, 0, 1, 0]
+    here = model.vectors_from_fields(fields).detach().numpy()
+    served = model.field_vectors()
+    assert served is not None
+    for vector in (here[0], served.vector({"taste": "sweet"})):
+        assert vector.shape == (6,)
+        assert vector[:4].any()
+        assert not vector[4:].any()
