@@ -19,6 +19,7 @@ from benchmarks.lookups import lookups
 from benchmarks.results import Result, head, machine, say
 from benchmarks.state import state
 from benchmarks.throughput import scaling, throughput
+from benchmarks.ticks import ticks
 
 BENCHMARKS: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "throughput-lite": partial(throughput, store="lite"),
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "throughput-server-apart": partial(throughput, store="server", apart=True),
     "freshness-lite": partial(freshness, store="lite"),
     "freshness-server": partial(freshness, store="server"),
+    "ticks": ticks,
     "state": state,
     "encode": encode,
     "scaling": scaling,

@@ -148,7 +148,7 @@ def apply_backlog(
 
     first: dict[str, float] = {}
     busy, capacity = _cpu()
-    used = _used_s(servers or {})
+    used = used_s(servers or {})
     began = progressed = time.perf_counter()
     before = -1.0
     while True:
@@ -157,7 +157,7 @@ def apply_backlog(
         if not first and clicks / 10 <= done < clicks:
             first, began = metrics, now
             busy, capacity = _cpu()
-            used = _used_s(servers or {})
+            used = used_s(servers or {})
         if done >= clicks:
             break
         if done > before:
@@ -175,7 +175,7 @@ def apply_backlog(
     if committed < clicks:
         raise SystemExit(f"{committed:,} of {clicks:,} clicks are committed")
     steps = {step: gained.get(f"mindstream_step_seconds_sum/{step}", 0.0) for step in _STEPS}
-    used = {name: value - used[name] for name, value in _used_s(servers or {}).items()}
+    used = {name: value - used[name] for name, value in used_s(servers or {}).items()}
     used["worker"] = gained["process_cpu_seconds_total"]
     return Applied(
         rows=int(gained["mindstream_rows_written_total"]),
@@ -200,7 +200,7 @@ def _read_strongly(deployment: Deployment) -> None:
             raise SystemExit("the user with most of the clicks has no interests")
 
 
-def _used_s(servers: Mapping[str, int]) -> dict[str, float]:
+def used_s(servers: Mapping[str, int]) -> dict[str, float]:
     """Processor time that processes have used, in seconds."""
     used = {}
     for name, pid in servers.items():

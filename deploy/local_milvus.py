@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from pymilvus import MilvusClient, MilvusException
 
@@ -20,6 +20,8 @@ from deploy.cache import build_once, cache_root
 from deploy.guarded_process import ServiceError
 from deploy.local_service import Launch, LocalService
 from deploy.loopback import HOST
+
+TICK_MS: Final = 20
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ class LocalMilvusServer(_LocalMilvus):
         port: int | None = None,
         notify: Callable[[str], None] = lambda message: None,
         security: MilvusSecurity | None = None,
+        tick_ms: int = TICK_MS,
     ) -> None:
         """Describe the server; nothing runs before `start`.
 
@@ -150,9 +153,12 @@ class LocalMilvusServer(_LocalMilvus):
             port: see `LocalService`.
             notify: see `LocalService`.
             security: TLS and users; by default everybody may connect and do everything.
+            tick_ms: Milvus's `proxy.timeTickInterval`: rows can be read from the next tick on
+                (docs/decisions/0022-ticks.md).
         """
         super().__init__(data, port=port, notify=notify)
         self._security = security
+        self._tick_ms = tick_ms
         if security:
             self._scheme = "https"
 
@@ -219,6 +225,8 @@ class LocalMilvusServer(_LocalMilvus):
             "LOG_LEVEL": "warn",
             # What a crash leaves behind is waited for that long at the next start.
             "COMMON_SESSION_TTL": "10",
+            # A strong read waits for the next tick; by itself, the server has one every 200 ms.
+            "PROXY_TIMETICKINTERVAL": str(self._tick_ms),
             # Components of one process find each other on loopback, whatever the network does.
             **{f"{part}_IP": HOST for part in _PARTS},
         }

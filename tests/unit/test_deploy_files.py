@@ -19,6 +19,7 @@ import yaml
 from typer.testing import CliRunner
 
 from deploy.kafka_distribution import kafka_version
+from deploy.local_milvus import TICK_MS
 from encoder.settings import PREFIX, load_settings
 from mindstream.cli import app
 from mindstream.exit_codes import EXIT_DIFFERENT, EXIT_MISCONFIGURED
@@ -140,6 +141,11 @@ def test_compose_runs_what_there_is(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert ROOT / service["build"]["dockerfile"] in DOCKERFILES
     check_command(service["command"])
     check_settings(service["environment"], monkeypatch)
+
+
+def test_compose_has_the_time_tick_that_is_tested() -> None:
+    """Rows can be read as soon as on the server that tests and benchmarks start."""
+    assert SERVICES["milvus"]["environment"]["PROXY_TIMETICKINTERVAL"] == str(TICK_MS)
 
 
 def test_compose_gives_the_worker_time_to_stop() -> None:
