@@ -6,7 +6,6 @@ collections. Importing it needs neither Kafka nor torch.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,8 +21,8 @@ from encoder.mix import recent_of
 from encoder.mix_index import StoredMix
 from encoder.settings import MilvusSettings
 from lookup.item_table import ItemTable, ItemTables
+from lookup.pointer import Pointer
 
-_POINTER_TTL_S: Final = 1.0
 _PER_LIMIT: Final = 4  # items that are asked of the store for one that a mix returns
 
 T = TypeVar("T")
@@ -92,8 +91,7 @@ class Lookup:
         self._consistency: Consistency = consistency
         self._items_in_memory = items_in_memory
         self._tables = ItemTables(self._load_items, self._changed_items)
-        self._in_use: ReleaseInUse | None = None
-        self._in_use_read_at = 0.0
+        self._pointer = Pointer(self._read_release)
         self._known_mix: tuple[str, StoredMix | None] | None = None
 
     def __enter__(self) -> Self:
@@ -109,6 +107,7 @@ class Lookup:
 
     def close(self) -> None:
         """Let go of the connection."""
+        self._pointer.close()
         self._tables.close()
         self._index.close()
 
@@ -118,19 +117,13 @@ class Lookup:
         Raises:
             Misconfigured: no release is in use yet.
         """
-        now, known = time.monotonic(), self._in_use
-        if known is None or now - self._in_use_read_at > _POINTER_TTL_S:
-            in_use = self._index.release_in_use()
-            if in_use is None:
-                raise Misconfigured(
-                    f"no release is in use in {self._settings.uri} yet; publish one with"
-                    " `mindstream train` and start a worker"
-                )
-            self._in_use, self._in_use_read_at = in_use, now
-            if self._items_in_memory:
-                self._tables.want(in_use.name)
-            return in_use
-        return known
+        in_use = self._pointer.get()
+        if in_use is None:
+            raise Misconfigured(
+                f"no release is in use in {self._settings.uri} yet; publish one with"
+                " `mindstream train` and start a worker"
+            )
+        return in_use
 
     @property
     def items_are_in_memory(self) -> bool:
@@ -288,11 +281,17 @@ class Lookup:
         try:
             return read(release)
         except Unavailable:
-            self._in_use = None
+            self._pointer.forget()
             again = self.release()
             if again == release:
                 raise
             return read(again)
+
+    def _read_release(self) -> ReleaseInUse | None:
+        in_use = self._index.release_in_use()
+        if in_use is not None and self._items_in_memory:
+            self._tables.want(in_use.name)
+        return in_use
 
     def _load_items(self, release: str, superseded: Callable[[], bool]) -> ItemTable | None:
         if self._index.count("items", release) > self._items_in_memory:

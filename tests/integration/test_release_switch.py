@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -454,14 +455,13 @@ def test_a_reader_whose_release_was_dropped_reads_the_pointer_again(
             assert client.interests("user-1").release == old.name
             switch(settings, index, new.name)
             index.drop_release(old.name)
-            client._in_use_read_at += 3600.0  # as if it had been read this instant
+            remembered = ReleaseInUse(old.name, 3), time.monotonic() + 3600.0
+            client._pointer._known = remembered  # as if it had been read this instant
             assert client.interests("user-1").release == new.name
-            client._in_use = ReleaseInUse(old.name, 3)
-            client._in_use_read_at += 3600.0
+            client._pointer._known = remembered
             found = client.candidates("user-1", limit=5)
             assert (found.release, len(found.items)) == (new.name, 5)
-            client._in_use = ReleaseInUse(old.name, 3)
-            client._in_use_read_at += 3600.0
+            client._pointer._known = remembered
             assert client.audience("item-1", limit=2).release == new.name
 
 
