@@ -100,7 +100,7 @@ def _bare_hops(deployment: Deployment, count: int) -> list[float]:
                 client.send(topic, key=b"user", value=b"x" * 80)
                 while not consumer.poll(timeout_ms=1000):
                     pass
-                readable_again(index, release, number)
+                until_readable(index, release, number)
                 seconds.append(time.perf_counter() - began)
     finally:
         client.close()
@@ -109,8 +109,8 @@ def _bare_hops(deployment: Deployment, count: int) -> list[float]:
     return seconds[20:]  # without what starting costs
 
 
-def readable_again(index: InterestIndex, release: str, number: int) -> None:
-    """Write the rows of one user, with a number of their own, and read them until they have it."""
+def until_readable(index: InterestIndex, release: str, number: int) -> None:
+    """Write one user's rows, which have the number, and read strongly until they are there."""
     rows = _one_user(number)
     index.write_interests(release, rows, [], budget_s=60.0)
     while True:

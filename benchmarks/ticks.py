@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.freshness import readable_again
+from benchmarks.freshness import until_readable
 from benchmarks.ground import WIDTH, Ground
 from benchmarks.results import Result, percentiles_ms
 from benchmarks.throughput import used_s
@@ -40,7 +40,7 @@ def ticks(ground: Ground) -> Iterator[Result]:
                 for number in range(ground.size(_WRITES)):
                     time.sleep(rng.uniform(0, 0.2))  # at any time between two ticks
                     began = time.perf_counter()
-                    readable_again(index, "bare", number)
+                    until_readable(index, "bare", number)
                     seconds.append(time.perf_counter() - began)
             finally:
                 index.close()

@@ -18,7 +18,7 @@ class Pointer:
     """The release in use as of a second ago at most. Safe to use from several threads.
 
     A strong read takes a time tick on a Milvus server, so it is made while what is known still
-    counts, on a thread of its own: whoever asks twice within that time waits for none.
+    counts, on a thread of its own. Where look-ups are frequent, none waits for it.
     """
 
     def __init__(
