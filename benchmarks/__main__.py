@@ -20,6 +20,7 @@ from benchmarks.results import Result, head, machine, say
 from benchmarks.state import state
 from benchmarks.throughput import scaling, throughput
 from benchmarks.ticks import ticks
+from benchmarks.turns import turns
 
 BENCHMARKS: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "throughput-lite": partial(throughput, store="lite"),
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "freshness-lite": partial(freshness, store="lite"),
     "freshness-server": partial(freshness, store="server"),
     "ticks": ticks,
+    "turns": turns,
     "state": state,
     "encode": encode,
     "scaling": scaling,

@@ -108,12 +108,31 @@ class LocalMilvusLite(_LocalMilvus):
     name: ClassVar[str] = "Milvus Lite"
     ports_needed = 1
 
+    def __init__(
+        self,
+        data: Path | None = None,
+        *,
+        port: int | None = None,
+        notify: Callable[[str], None] = lambda message: None,
+        as_packaged: bool = False,
+    ) -> None:
+        """Describe the server; nothing runs before `start`.
+
+        Args:
+            data: see `LocalService`.
+            port: see `LocalService`.
+            notify: see `LocalService`.
+            as_packaged: run it as the package does, not as `encoder.milvus_lite` has it.
+        """
+        super().__init__(data, port=port, notify=notify)
+        self._module = "milvus_lite" if as_packaged else "encoder.milvus_lite"
+
     def _install(self) -> None:
         if importlib.util.find_spec("milvus_lite") is None:
             raise ServiceError("Milvus Lite is not installed")
 
     def _configure(self, ports: Sequence[int]) -> Launch:
-        server = [sys.executable, "-u", "-m", "milvus_lite", "server"]
+        server = [sys.executable, "-u", "-m", self._module, "server"]
         where = ["--data-dir", str(self.data), "--host", HOST, "--port", str(ports[0])]
         # An interrupt is the one request to end that it takes.
         return Launch([*server, *where], stop_signal=signal.SIGINT)

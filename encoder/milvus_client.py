@@ -120,6 +120,9 @@ def _open_embedded(folder: Path) -> str:
     from milvus_lite.adapter.grpc.server import start_server_in_thread
     from milvus_lite.exceptions import DataDirLockedError
 
+    from encoder.milvus_lite import use_safe_collections
+
+    use_safe_collections()
     folder = folder.resolve()
     with _lock:
         if folder in _embedded:
@@ -130,7 +133,8 @@ def _open_embedded(folder: Path) -> str:
             raise Misconfigured(
                 f"{folder} is open in another process, and Milvus Lite serves one process only."
                 " Stop the other one, or let one server hold the folder for all:"
-                f" `milvus-lite server --data-dir {folder} --host 127.0.0.1 --port 19530` and"
+                f" `python -m encoder.milvus_lite server --data-dir {folder} --host 127.0.0.1"
+                " --port 19530` and"
                 " MINDSTREAM_MILVUS__URI=http://127.0.0.1:19530"
             ) from exc
         except OSError as exc:
