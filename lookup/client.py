@@ -177,6 +177,9 @@ class Lookup:
         self, release: ReleaseInUse, user_id: str, limit: int, consistency: Consistency | None
     ) -> Candidates:
         (interests,) = self._interests_of(release, [user_id], consistency)
+        if table := self._tables.get(release.name):
+            nearest = table.nearest_to_any(_vectors(interests), limit)
+            return Candidates(user_id, release.name, tuple(nearest))
         best: dict[str, float] = {}
         for hits in self.nearest_items(interests, limit=limit, consistency=consistency):
             for hit in hits:
@@ -207,7 +210,7 @@ class Lookup:
             for row in interests.interests
             for item_id, counts in stored.mix.of_own(recent_of(row.recent)).items()
         }
-        vectors = np.array([row.vector for row in interests.interests], np.float32)
+        vectors = _vectors(interests)
         if table := self._tables.get(release.name):
             hits = table.best(vectors, stored, own, limit)
         else:
@@ -245,7 +248,7 @@ class Lookup:
         """The items nearest to each of a user's interests, in their release, best first."""
         if not interests.interests:
             return []
-        vectors = np.stack([interest.vector for interest in interests.interests])
+        vectors = _vectors(interests)
         if table := self._tables.get(interests.release):
             return table.nearest(vectors, limit)
         level = consistency or self._consistency
@@ -311,3 +314,8 @@ class Lookup:
     def _changed_items(self, release: str, table: ItemTable) -> ItemTable | None:
         changes = self._index.items.changes_since(release, table.seen, self._consistency)
         return None if changes is None else table.with_changes(changes)
+
+
+def _vectors(interests: Interests) -> NDArray[np.float32]:
+    """Float32 (n, D), without D where there are none."""
+    return np.array([interest.vector for interest in interests.interests], np.float32)

@@ -23,6 +23,7 @@ from encoder.errors import Misconfigured, Unavailable
 from encoder.interest_index import Hit
 from encoder.item_index import ItemChanges, seen_of
 from encoder.mix_index import StoredMix
+from lookup.inner_products import InnerProducts, largest
 
 _RETRY_AFTER_S: Final = 60.0
 _FOLLOW_S: Final = 1.0
@@ -41,12 +42,12 @@ class ItemTable:
             vectors: float32 (N, D).
         """
         self._item_ids = item_ids
-        self._columns = np.ascontiguousarray(vectors.T)
+        self._products = InnerProducts(vectors)
         self._seen: Offsets = {}
         self._added: dict[str, NDArray[np.float32]] = {}
         self._out = np.zeros(0, np.int64)  # rows of items that were withdrawn, or changed
         self._added_ids: list[str] = []
-        self._added_columns = self._columns[:, :0]
+        self._added_products: InnerProducts | None = None
         self._popularity: tuple[StoredMix, NDArray[np.float32]] | None = None
 
     def __len__(self) -> int:
@@ -75,10 +76,8 @@ class ItemTable:
             if not changes.withdrawn[place]:
                 after._added[item_id] = changes.vectors[place]
         after._added_ids = list(after._added)
-        if after._added:
-            after._added_columns = np.stack(list(after._added.values()), axis=1)
-        else:
-            after._added_columns = self._columns[:, :0]
+        vectors = list(after._added.values())
+        after._added_products = InnerProducts(np.stack(vectors)) if vectors else None
         return after
 
     @cached_property
@@ -91,6 +90,13 @@ class ItemTable:
         if not limit:
             return [[] for _ in vectors]
         return [self._best(of_one, limit) for of_one in self._scores(vectors)]
+
+    def nearest_to_any(self, vectors: NDArray[np.float32], limit: int) -> list[Hit]:
+        """The items with the largest inner product with any of n vectors (n, D), best first."""
+        limit = min(limit, len(self))
+        if not limit or not len(vectors):
+            return []
+        return self._best(self._scores(vectors).max(axis=0), limit)
 
     def best(
         self,
@@ -125,11 +131,11 @@ class ItemTable:
 
     def _scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Inner products of n vectors with all rows, those of added items last."""
-        scores = vectors @ self._columns
+        scores = self._products.of(vectors)
         scores[:, self._out] = -np.inf
-        if self._added_ids:
-            scores = np.concatenate([scores, vectors @ self._added_columns], axis=1)
-        return scores
+        if self._added_products is None:
+            return scores
+        return np.concatenate([scores, self._added_products.of(vectors)], axis=1)
 
     def _popularity_by_row(self, stored: StoredMix) -> NDArray[np.float32]:
         found = self._popularity
@@ -147,9 +153,9 @@ class ItemTable:
         return row if row is not None and row not in self._out else None
 
     def _best(self, scores: NDArray[np.float32], limit: int) -> list[Hit]:
-        rows = np.argpartition(scores, len(scores) - limit)[-limit:]
-        rows = rows[np.argsort(-scores[rows])]
-        return [Hit(self._item_id(row), float(scores[row])) for row in rows.tolist()]
+        rows = largest(scores, limit)
+        found = zip(rows.tolist(), scores[rows].tolist(), strict=True)
+        return [Hit(self._item_id(row), score) for row, score in found]
 
     def _item_id(self, row: int) -> str:
         own = len(self._item_ids)

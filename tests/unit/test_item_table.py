@@ -29,12 +29,25 @@ def test_the_nearest_are_those_of_brute_force() -> None:
         assert [hit.score for hit in hits] == pytest.approx(sorted(scores)[:-51:-1], rel=1e-5)
 
 
+def test_the_nearest_to_any_count_with_the_nearest_vector() -> None:
+    """Each item once, with its best score."""
+    rng = np.random.default_rng(0)
+    items = rng.standard_normal((3000, 8)).astype(np.float32)
+    vectors = rng.standard_normal((3, 8)).astype(np.float32)
+    hits = ItemTable([f"item-{row}" for row in range(3000)], items).nearest_to_any(vectors, 50)
+    scores = (items @ vectors.T).max(axis=1)
+    assert [hit.id for hit in hits] == [f"item-{row}" for row in np.argsort(-scores)[:50]]
+    assert [hit.score for hit in hits] == pytest.approx(sorted(scores)[:-51:-1], rel=1e-5)
+
+
 def test_there_are_no_more_than_there_are() -> None:
     """A limit beyond the number of items."""
     (hits,) = ONE.nearest(np.ones((1, 2), np.float32), 50)
     assert [hit.id for hit in hits] == ["one"]
     nothing = ItemTable([], np.zeros((0, 2), np.float32))
     assert nothing.nearest(np.ones((2, 2), np.float32), 50) == [[], []]
+    assert nothing.nearest_to_any(np.ones((2, 2), np.float32), 50) == []
+    assert ONE.nearest_to_any(np.zeros((0, 2), np.float32), 50) == []
 
 
 def test_only_the_newest_release_is_there() -> None:
