@@ -17,6 +17,7 @@ from benchmarks.ground import Ground
 from benchmarks.items import items
 from benchmarks.lookups import lookups
 from benchmarks.results import Result, head, machine, say
+from benchmarks.search_in_memory import search_in_memory
 from benchmarks.state import state
 from benchmarks.throughput import scaling, throughput
 from benchmarks.ticks import ticks
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "scaling": scaling,
     "lookup-lite": partial(lookups, store="lite"),
     "lookup-server": partial(lookups, store="server"),
+    "search-in-memory": search_in_memory,
     "items-lite": partial(items, store="lite"),
     "items-server": partial(items, store="server"),
     "alternative-lite": partial(alternative, store="lite"),

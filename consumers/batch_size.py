@@ -13,6 +13,7 @@ _FIRST: Final = 1024
 _LEAST: Final = 256
 _SHARE_OF_LATENESS: Final = 0.1
 _LONGEST_S: Final = 10.0
+_FASTEST_GROWTH: Final = 8
 
 
 class BatchSize:
@@ -41,4 +42,6 @@ class BatchSize:
         if slowest_s > target_s:
             self.records = max(min(_LEAST, self._most), min(self.records, records) // 2)
         elif records >= self.records and slowest_s < target_s / 2:
-            self.records = min(self._most, self.records * 2)
+            # At most as many as take the target's time, if time grows with them.
+            growth = min(_FASTEST_GROWTH, int(target_s / max(slowest_s, 1e-9)))
+            self.records = min(self._most, self.records * growth)

@@ -444,7 +444,7 @@ class UpdateLoop:
         if self._chunk is not None and self._chunk.written_at:
             self._backfill.spent(self._chunk.chunk_s, time.monotonic())
             self._chunk = None
-        most = self._settings.worker.max_batch_clicks
+        most = self._batch_size.records
         if self._settling.due(now, most=most):
             if self.finish() and (due := self._settling.due(now, most=most)):
                 self._write_again(*due)

@@ -13,15 +13,21 @@ import numpy as np
 from pymilvus import DataType
 from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
-_CELLS: Final = 2_000_000  # 8 MB of vectors a request, well below gRPC's limit
+CELLS: Final = 2_000_000  # 8 MB of vectors a request, well below gRPC's limit
+LITE_CELLS: Final = 128_000  # of which Lite is done soon: no read is answered within some steps
 _TEXT: Final = 8_000_000  # characters a request, each of four bytes at most
 _PACKED: Final = b"\x0a"  # field 1, as a run of bytes of which the length follows
 
 
-def requests_of(columns: Mapping[str, Any]) -> Iterator[slice]:
-    """Rows in their order, so many at a time that a request is no larger than it may be."""
+def requests_of(columns: Mapping[str, Any], cells: int = CELLS) -> Iterator[slice]:
+    """Rows in their order, so many at a time that a request is no larger than it may be.
+
+    Args:
+        columns: by field, as in `write_request`.
+        cells: numbers that the vectors of a request may have.
+    """
     rows, width = columns["vector"].shape
-    step = max(1, _CELLS // width)
+    step = max(1, cells // width)
     text = np.zeros(rows + 1, np.int64)  # characters before each row
     for column in columns.values():
         if isinstance(column, list) and isinstance(column[0], str):

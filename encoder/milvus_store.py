@@ -23,7 +23,7 @@ from pymilvus.exceptions import MilvusException
 
 from encoder.errors import LeaseRanOut, Misconfigured, Unavailable
 from encoder.milvus_client import milvus_client
-from encoder.milvus_request import requests_of, write_request
+from encoder.milvus_request import CELLS, LITE_CELLS, requests_of, write_request
 from encoder.settings import MilvusSettings
 
 Consistency = Literal["Strong", "Bounded", "Session", "Eventually"]
@@ -178,7 +178,7 @@ class MilvusStore:
         # On Lite either replaces rows of the same key, but its upsert first looks every row up, by
         # itself, for fields that the caller left out. We leave none out.
         call: Literal["Insert", "Upsert"] = "Insert" if self.is_lite else "Upsert"
-        for rows in requests_of(columns):
+        for rows in requests_of(columns, LITE_CELLS if self.is_lite else CELLS):
             request = write_request(call, name, fields, columns, rows)
             self._send(call, request, doing, deadline, lease)
 

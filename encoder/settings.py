@@ -135,7 +135,7 @@ class WorkerSettings(_Section):
 
     group_id: Annotated[str, Field(min_length=1)] = "mindstream"
     instance_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] | None = None
-    max_batch_clicks: Annotated[int, Field(ge=1, le=100_000)] = 16_384
+    max_batch_clicks: Annotated[int, Field(ge=1, le=100_000)] = 65_536
     batch_target_s: Seconds = 0.5
     session_timeout_s: Seconds = 30.0
     max_poll_interval_s: Seconds = 300.0

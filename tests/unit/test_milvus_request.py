@@ -81,6 +81,13 @@ def test_requests_are_bounded(longest: int) -> None:
         assert run.stop - run.start == 5_000 or size + more > 8_000_000
 
 
+def test_requests_can_be_smaller() -> None:
+    """By how many numbers their vectors have; never without a row."""
+    given = {"id": ["a"] * 10, "vector": np.zeros((10, 4), np.float32)}
+    for cells, expected in ((15, [3, 3, 3, 1]), (1, [1] * 10)):
+        assert [run.stop - run.start for run in requests_of(given, cells)] == expected
+
+
 def test_a_row_that_is_too_large_goes_alone() -> None:
     """The store says what is wrong with it."""
     given = {"recent": ["a", "x" * 9_000_000, "b"], "vector": np.zeros((3, 2), np.float32)}
