@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 # first, which takes longer than computing it, and divided among threads, which wait for each other
 # where the cores are busy.
 _ROWS_AT_ONCE: Final = 64
-_MOST_PARTS: Final = 20
+_PARTS: Final = 20  # for each score that is asked for
 
 
 class InnerProducts:
@@ -49,7 +49,7 @@ def _candidates(scores: NDArray[np.float32], limit: int) -> NDArray[np.int64]:
     As many parts have a score of at least the limit-th largest of the parts' maxima, so that none
     below it is asked for.
     """
-    size = len(scores) // (_MOST_PARTS * limit)
+    size = len(scores) // (_PARTS * limit)
     if size < 2:
         return np.arange(len(scores))
     parts = len(scores) // size
