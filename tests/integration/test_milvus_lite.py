@@ -1,6 +1,5 @@
 """Milvus Lite as we run it: what was acknowledged is read and kept, whatever other threads do."""
 
-import gc
 import subprocess
 import sys
 import threading
@@ -176,7 +175,7 @@ def test_the_server_is_the_packages_with_safe_collections_and_short_turns() -> N
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     interval_s, objects, collection = done.stdout.split()
     assert float(interval_s) == pytest.approx(SWITCH_INTERVAL_S)
-    assert int(objects) > gc.get_threshold()[0]
+    assert int(objects) > 10_000  # Python's own is below 3,000; this process may have another
     assert collection == SafeCollection.__name__
 
 
