@@ -36,7 +36,8 @@ def alternative(ground: Ground, store: StoreName) -> Iterator[Result]:
     with ground.deployment(store) as deployment:
         traffic.produce(deployment)
         with serving(deployment) as worker:
-            ours = apply_backlog(deployment, [worker], len(traffic)).clicks_per_s
+            applied = apply_backlog(deployment, [worker], len(traffic), from_the_start=True)
+            ours = applied.clicks_per_s
             fresh = _freshness(deployment, traffic, ground)
         audit = deployment.audit()
         if audit.differences:

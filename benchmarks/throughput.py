@@ -126,16 +126,20 @@ def apply_backlog(
     workers: list[WorkerProcess],
     clicks: int,
     servers: Mapping[str, int] | None = None,
+    *,
+    from_the_start: bool = False,
 ) -> Applied:
     """Let workers come to the end of the topic.
 
-    The start until a tenth is done does not count, unless all is done at once.
+    The start until a tenth is done does not count, unless half of it or more is by then. The next
+    batch is on its way by then: where there are few, time them `from_the_start`.
 
     Args:
         deployment: whose topic it is.
         workers: that are serving.
         clicks: how many the topic has.
         servers: name → process id, of those whose processor time is of interest.
+        from_the_start: count everything from now on.
     """
 
     def seen() -> dict[str, float]:
@@ -154,7 +158,7 @@ def apply_backlog(
     while True:
         now, metrics = time.perf_counter(), seen()
         done = metrics.get("mindstream_clicks_total", 0.0)
-        if not first and clicks / 10 <= done < clicks:
+        if not from_the_start and not first and clicks / 10 <= done < clicks / 2:
             first, began = metrics, now
             busy, capacity = _cpu()
             used = used_s(servers or {})
