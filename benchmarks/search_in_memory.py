@@ -24,11 +24,12 @@ def search_in_memory(ground: Ground) -> Iterator[Result]:
     rng = np.random.default_rng(ground.seed)
     count = ground.size(ITEMS)
     for width in _WIDTHS:
-        items, columns = _drawn(rng, count, width)
+        items = _drawn(rng, count, width)
+        columns = np.ascontiguousarray(items.T)
         table = ItemTable([f"item-{row}" for row in range(count)], items)
         ours, plain = [], []
         for _ in range(ground.size(_SEARCHES)):
-            interests, _ = _drawn(rng, INTERESTS, width)
+            interests = _drawn(rng, INTERESTS, width)
             time.sleep(_PAUSE_S)
             began = time.perf_counter()
             hits = table.nearest_to_any(interests, _LIMIT)
@@ -48,10 +49,8 @@ def search_in_memory(ground: Ground) -> Iterator[Result]:
             yield Result(name, found[at], "ms", floor[at], details=details)
 
 
-def _drawn(
-    rng: np.random.Generator, count: int, width: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Unit vectors (count, width), and their transpose in a layout of its own."""
+def _drawn(rng: np.random.Generator, count: int, width: int) -> NDArray[np.float32]:
+    """Unit vectors (count, width)."""
     vectors = rng.standard_normal((count, width), np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors, np.ascontiguousarray(vectors.T)
+    return vectors

@@ -8,13 +8,11 @@ than it keeps, on threads of clients that end with it.
 from __future__ import annotations
 
 import ctypes
-import gc
 from typing import Final
 
 _M_ARENA_MAX: Final = -8
 _M_MMAP_THRESHOLD: Final = -3
 _ARENAS: Final = 2
-_OBJECTS: Final = 100_000  # a batch has about as many; Python's own default is 700
 _MAPPED_FROM_BYTES: Final = 1024 * 1024  # set, because otherwise it grows with what was freed
 
 
@@ -23,11 +21,6 @@ def bound_heaps() -> None:
     if (mallopt := _function("mallopt")) is not None:
         mallopt(_M_ARENA_MAX, _ARENAS)
         mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
-
-
-def collect_rarely() -> None:
-    """Look for cycles of objects rarely: batches make many objects, and none with cycles."""
-    gc.set_threshold(_OBJECTS, 20, 50)
 
 
 def give_back() -> None:

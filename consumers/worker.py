@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from consumers.click_topic import ClickTopic
 from consumers.health import Health, HealthServer
 from consumers.item_updates import ItemUpdates
 from consumers.item_watch import ItemWatch
-from consumers.memory import bound_heaps, collect_rarely
+from consumers.memory import bound_heaps
 from consumers.metrics import WorkerMetrics
 from consumers.release_watch import ReleaseWatch, fetch_announced
 from consumers.served_releases import ServedReleases
@@ -29,10 +28,10 @@ from encoder.milvus_client import close_embedded
 from encoder.release_topic import read_releases
 from encoder.settings import Settings
 from encoder.topics import check_topics
+from encoder.turns import take_turns
 
 _POLL_S: Final = 0.5
 _RELEASE_POLL_S: Final = 2.0
-_SWITCH_INTERVAL_S: Final = 0.0005  # a write waits no longer for a thread that computes; else 5 ms
 
 log = structlog.get_logger()
 
@@ -50,8 +49,7 @@ def run_worker(
         Unavailable: a step's budget is spent; nothing uncommitted is lost.
     """
     bound_heaps()
-    collect_rarely()
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    take_turns()
     metrics = WorkerMetrics()
     health = Health(stalled_after_s=settings.worker.max_poll_interval_s)
     server = HealthServer(

@@ -9,7 +9,6 @@ is the package's server with that.
 
 from __future__ import annotations
 
-import gc
 import sys
 import threading
 from collections.abc import Callable
@@ -19,8 +18,8 @@ from milvus_lite import db
 from milvus_lite.cmdline import main
 from milvus_lite.engine.collection import Collection
 
-SWITCH_INTERVAL_S: Final = 0.0005  # a read waits no longer for a write that computes; else 5 ms
-_OBJECTS: Final = 100_000  # a write makes many, and none with cycles; Python's default is 700
+from encoder.turns import take_turns
+
 _TRIES: Final = 3
 
 T = TypeVar("T")
@@ -89,12 +88,6 @@ class SafeCollection(Collection):  # type: ignore[misc]  # the package has no ty
 def use_safe_collections() -> None:
     """Have every folder that this process opens from now on made of safe collections."""
     db.Collection = SafeCollection
-
-
-def take_turns() -> None:
-    """Have threads of this process take short turns, and look for cycles of objects rarely."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    gc.set_threshold(_OBJECTS, 20, 50)
 
 
 if __name__ == "__main__":

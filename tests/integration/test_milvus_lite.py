@@ -17,8 +17,9 @@ from milvus_lite.engine import collection as package
 
 from deploy.local_milvus import LocalMilvusLite
 from encoder.interest_index import InterestIndex
-from encoder.milvus_lite import SWITCH_INTERVAL_S, SafeCollection, use_safe_collections
+from encoder.milvus_lite import SafeCollection, use_safe_collections
 from encoder.settings import MilvusSettings
+from encoder.turns import SWITCH_INTERVAL_S
 
 _IDS = [f"row-{number}" for number in range(40)]
 
@@ -118,7 +119,7 @@ def test_a_read_ends_though_rows_move_all_the_time(
 
 
 def test_what_threads_write_at_the_same_time_is_kept(
-    rows: SafeCollection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    rows: SafeCollection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With rows moving into files all the time, and none read older than acknowledged."""
     monkeypatch.setattr(package, "MEMTABLE_MEMORY_LIMIT", 20_000)
