@@ -64,6 +64,7 @@ def throughput(ground: Ground, store: StoreName, *, apart: bool = False) -> Iter
         audit = deployment.audit()
         if audit.differences or audit.clicks != len(traffic):
             raise SystemExit(f"{name}: {audit.report()}")
+        say(f"    {applied.clicks_per_s:,.0f} clicks/s, {applied.users_per_s:,.0f} users/s")
         rows_per_user = applied.rows_per_s / applied.users_per_s
         say("  writing as many rows to Milvus alone")
         floors = alone(

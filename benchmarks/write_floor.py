@@ -24,6 +24,7 @@ OURS: Final = "mindstream"
 _TRIAL_ROWS: Final = 50_000
 _PATIENCE_S: Final = 300.0
 _MOST_S: Final = 90.0
+_MOST_ROWS: Final = 64_000  # a call: a server refuses requests of more than 64 MB
 
 _Write = Callable[[str, InterestRows], None]
 
@@ -43,16 +44,19 @@ def alone(
 
     Args:
         users: rows of each user, of which random users' are written over and over.
-        users_at_once: the worker's; four times as many are used where that is faster.
+        users_at_once: the worker's; four times as many are used where that is faster, as far as
+            they fit into a request.
         rows_in_all: to write by each call, if there is time.
     """
     index = InterestIndex(patient(settings))
+    most = max(1, _MOST_ROWS // len(users[0]))
+    sizes = sorted({min(most, size) for size in (users_at_once, 4 * users_at_once)})
     best: dict[str, float] = {}
     try:
         for way, write in _ways(settings, index):
             trials = {
                 size: _rate(index, f"trial_{way}_{size}", write, users, size, _TRIAL_ROWS)
-                for size in (users_at_once, 4 * users_at_once)
+                for size in sizes
             }
             size = max(trials, key=lambda size: trials[size])
             best[way] = _rate(index, f"floor_{way}", write, users, size, rows_in_all)
