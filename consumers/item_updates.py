@@ -116,7 +116,7 @@ class ItemUpdates:
         _, self._taken = items.take()
         self._applied = dict(self._taken)
         self._to_write: dict[str, dict[str, ItemRecord]] = {}
-        self._withdrawn: dict[str, set[str]] = {}  # items that were, at some time
+        self._withdrawn: dict[str, set[str]] = {}  # items that were, or may have been
         self._codes: dict[int, set[int]] = {}  # by partition: windows that hold them are to do
         self._search: _Search | None = None
         self._unlogged = 0
@@ -326,6 +326,8 @@ class ItemUpdates:
         for record in self._items.since(self._written_from[release, partition]):
             ours = record.partition % self._partitions == partition
             if ours and record.offset < self._taken.get(record.partition, 0):
+                # Of an earlier record, which nobody need have seen but who wrote it and died.
+                self._withdrawn[release].add(record.item_id)
                 self._note_write(release, record)
 
     def _some_to_write(self) -> dict[str, ItemChanges]:

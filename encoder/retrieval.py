@@ -22,7 +22,7 @@ def retrieved(
     Args:
         further: of the release; the records are put into it.
         records: the newest of each item.
-        withdrawn: items that were withdrawn at some time.
+        withdrawn: items that were withdrawn at some time, or may have been.
     """
     release = further.release
     kept: list[ItemRecord] = []

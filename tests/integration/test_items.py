@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from lookup import Lookup
 from mindstream.environment import environment_of
 from mindstream.exit_codes import EXIT_MISCONFIGURED
 from mindstream.release_switch import switch
-from tests.deployment import T0, Deployment, deployed, random_clicks, wait_until
+from tests.deployment import DEADLINE_S, T0, Deployment, deployed, random_clicks, wait_until
 from tests.small_items import field_vectors, release_with_fields
 from training.item_reader import catalogue_from_topic
 from training.publication import publish
@@ -260,6 +261,25 @@ def test_a_worker_that_dies_while_users_are_encoded_anew_leaves_the_rest(
         announce_and_wait()
     assert deployment.audit().different
     with deployment.worker():
+        wait_until(lambda: deployment.audit().differences == 0, "the same as a plain fold")
+
+
+def test_a_withdrawal_is_undone_though_nobody_knows_of_it_but_the_worker_that_died(
+    deployment: Deployment, index: InterestIndex
+) -> None:
+    """It withdrew a trained item and told no readers; its successor sees only the item's return."""
+    name = deployment.release.name
+    worker = deployment.settings.worker.model_copy(update={"session_timeout_s": 6.0})
+    deployment.settings = deployment.settings.model_copy(update={"worker": worker})
+    deployment.produce([Click("one", "item-1", T0)])
+    process = deployment.worker_process("item upserted", "1", instance="w")
+    wait_until(lambda: "partitions.taken" in deployment.worker_log(), "a worker")
+    say(deployment, "item-7", None)
+    assert process.wait(DEADLINE_S) == -signal.SIGKILL
+    assert stored(index, name, "item-7") is None
+    say(deployment, "item-7", RED)
+    with deployment.worker():
+        wait_until(lambda: stored(index, name, "item-7") is not None, "its return")
         wait_until(lambda: deployment.audit().differences == 0, "the same as a plain fold")
 
 

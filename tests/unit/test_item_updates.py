@@ -249,3 +249,15 @@ def test_trained_items_are_written_only_if_they_were_withdrawn(release: Release)
     ground.say("item-1", BLUE, 0, 7)
     _, written, users = ground.all_of_it()
     assert (written, users) == (["item-2"], [])
+
+
+def test_trained_items_are_written_by_a_successor(release: Release) -> None:
+    """Its predecessor may have withdrawn them for a record that nobody else has seen."""
+    ground = Ground(release, settle_s=30.0)
+    ground.say("item-1", RED, 0, 4)
+    ground.say("item-2", RED, 0, 5)
+    ground.begin()
+    ground.work.begin_partitions([0], {("one", 0): {0: 5}}, ground.now)
+    assert ground.all_of_it()[1] == ["item-2"]
+    ground.now = 30.0
+    assert ground.all_of_it()[1] == ["item-2"]  # the predecessor's write may have come late
