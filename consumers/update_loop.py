@@ -55,6 +55,7 @@ Step = Literal["polled", "merged", "encoded", "written", "committed"]
 _BATCHES_AHEAD: Final = 2  # that many of the largest may be written, but not committed
 _OVERLAPPED_POLL_S: Final = 0.05
 _EXPIRE_EVERY_S: Final = 600.0
+_ACCOUNT_EVERY_S: Final = 0.5
 _BACKFILL_USERS: Final = 64  # a click waits for so many at most
 
 log = structlog.get_logger()
@@ -154,7 +155,7 @@ class UpdateLoop:
         )
         self._chunk: _Batch | None = None  # of a release that is being filled, on its way
         self._accounts = Accounts(metrics, clock())
-        self._expire_at = clock()
+        self._expire_at = self._account_at = clock()
         health.waiting_for("assignment of partitions")
         self._show_items()
 
@@ -455,7 +456,9 @@ class UpdateLoop:
         elif now >= self._expire_at and self.finish():
             self._expire_at = now + _EXPIRE_EVERY_S
             self._expire_erasures()
-        self._accounts.log_if_due(now, self._report_lag())
+        if now >= self._account_at:
+            self._account_at = now + _ACCOUNT_EVERY_S
+            self._accounts.log_if_due(now, self._report_lag())
 
     def _write_again(self, partition: int, user_ids: list[str]) -> None:
         """Write rows over what a predecessor's last write may have left, also for the erased."""

@@ -19,6 +19,7 @@ from lookup import Lookup
 _TICK_S: Final = 0.002
 _LINGER_MS: Final = 1
 _PROBE_PAUSE_S: Final = 0.001
+_PROBE_REST_S: Final = 0.02  # or its reads would be a load of their own
 _PROBE_TIMEOUT_S: Final = 120.0
 
 
@@ -26,9 +27,9 @@ _PROBE_TIMEOUT_S: Final = 120.0
 class FreshnessProbe:
     """Times single clicks: from their production to their user's rows being readable by key.
 
-    One click is followed at a time. Only a click on a known item is chosen, since a user without
-    any has no rows, and only one later than all earlier ones of its user, because then
-    `updated_at` tells that the rows were made with it.
+    One click is followed at a time, with a rest after it. Only a click on a known item is chosen,
+    since a user without any has no rows, and only one later than all earlier ones of its user,
+    because then `updated_at` tells that the rows were made with it.
 
     Attributes:
         lookup: what reads the rows.
@@ -87,6 +88,7 @@ class FreshnessProbe:
                     click, at = self._offer
                     self._follow(click, at)
                     self._offer = None
+                    self._stop.wait(_PROBE_REST_S)
                 elif self._stop.is_set():
                     return
                 self._wake.clear()
@@ -136,7 +138,9 @@ def replay(
     failed: list[BaseException] = []
     done = 0
     with translated(f"producing to {topic}", settings.kafka):
-        client: KafkaProducer = producer(settings.kafka, linger_ms=_LINGER_MS, batch_size=1 << 17)
+        # At a rate, each leaves at once: what it would wait for others is no part of freshness.
+        linger_ms = 0 if clicks_per_s else _LINGER_MS
+        client: KafkaProducer = producer(settings.kafka, linger_ms=linger_ms, batch_size=1 << 17)
         started = time.perf_counter()
         while done < len(clicks) and not stop.is_set() and not failed:
             due = len(clicks)
