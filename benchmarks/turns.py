@@ -49,11 +49,12 @@ def turns(ground: Ground) -> Iterator[Result]:
                 writer.join()
         if missed and not as_packaged:
             raise SystemExit(f"turns: {missed} of {len(seconds)} reads missed rows")
-        found = {**percentiles_ms(seconds), "rows_per_s": rate}
+        longest_ms = round(1000 * max(seconds), 1)
+        found = {**percentiles_ms(seconds), "max_ms": longest_ms, "rows_per_s": rate}
         own = own or found
         name = "turns-packaged" if as_packaged else "turns"
         details: dict[str, object] = {**found, "reads": len(seconds), "missed": missed}
-        for at in ("p50_ms", "p99_ms"):
+        for at in ("p50_ms", "p99_ms", "max_ms"):
             yield Result(f"{name}-{at[:3]}", found[at], "ms", own[at], details=details)
         yield Result(f"{name}-rows", rate, "rows/s", own["rows_per_s"], details=details)
 

@@ -16,8 +16,10 @@ from typing import Any, Final, TypeVar
 
 from milvus_lite import db
 from milvus_lite.cmdline import main
+from milvus_lite.engine import collection, recovery
 from milvus_lite.engine.collection import Collection
 
+from encoder.milvus_lite_memory import ColumnMemTable
 from encoder.turns import take_turns
 
 _TRIES: Final = 3
@@ -88,6 +90,7 @@ class SafeCollection(Collection):  # type: ignore[misc]  # the package has no ty
 def use_safe_collections() -> None:
     """Have every folder that this process opens from now on made of safe collections."""
     db.Collection = SafeCollection
+    collection.MemTable = recovery.MemTable = ColumnMemTable
 
 
 if __name__ == "__main__":

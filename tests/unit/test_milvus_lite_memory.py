@@ -1,0 +1,64 @@
+"""What leaves Milvus Lite's memory is what the package itself would write."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+from milvus_lite import CollectionSchema, DataType, FieldSchema
+from milvus_lite.constants import ALL_PARTITIONS
+from milvus_lite.schema.arrow_builder import build_wal_data_schema, build_wal_delta_schema
+from milvus_lite.storage.memtable import MemTable
+
+from encoder.milvus_lite_memory import ColumnMemTable
+
+SCHEMA = CollectionSchema(
+    fields=[
+        FieldSchema("id", DataType.VARCHAR, is_primary=True, max_length=40),
+        FieldSchema("version", DataType.INT64, nullable=True),
+        FieldSchema("vector", DataType.FLOAT_VECTOR, dim=2),
+    ]
+)
+PARTITIONS = ["_default", "other"]
+
+ids = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5)
+inserts = st.tuples(st.just("insert"), st.sampled_from(PARTITIONS), ids)
+deletes = st.tuples(st.just("delete"), st.sampled_from([*PARTITIONS, ALL_PARTITIONS]), ids)
+
+
+def apply(memory: MemTable, seq: int, call: str, partition: str, keys: list[str]) -> int:
+    """One request; the next number after it."""
+    size = len(keys)
+    columns: dict[str, list[object]] = {"id": [*keys], "_partition": [partition] * size}
+    if call == "delete":
+        columns["_seq"] = [seq] * size
+        schema = build_wal_delta_schema(SCHEMA)
+        memory.apply_delete(pa.RecordBatch.from_pydict(columns, schema=schema))
+        return seq + 1
+    columns["_seq"] = list(range(seq, seq + size))
+    columns["version"] = [None if at % 2 else at for at in range(seq, seq + size)]
+    columns["vector"] = [[float(at), 1.0] for at in range(seq, seq + size)]
+    schema = build_wal_data_schema(SCHEMA)
+    memory.apply_insert(pa.RecordBatch.from_pydict(columns, schema=schema))
+    return seq + size
+
+
+@given(st.lists(inserts | deletes, max_size=12), st.sampled_from([PARTITIONS, None]))
+def test_rows_and_deletions_are_those_of_the_package(
+    calls: list[tuple[str, str, list[str]]], known: list[str] | None
+) -> None:
+    """In the same order, of the same types; and memory can still be read."""
+    package, ours = MemTable(SCHEMA), ColumnMemTable(SCHEMA)
+    seq = 0
+    for call in calls:
+        apply(package, seq, *call)
+        seq = apply(ours, seq, *call)
+    expected, found = package.flush(known), ours.flush(known)
+    assert found.keys() == expected.keys()
+    for partition, tables in expected.items():
+        for one, other in zip(tables, found[partition], strict=True):
+            assert (one is None) == (other is None)
+            if one is not None and other is not None:
+                assert other.schema.equals(one.schema)
+                assert other.equals(one)
+    assert ours.get_active_records() == package.get_active_records()
