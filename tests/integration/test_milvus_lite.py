@@ -18,6 +18,7 @@ from milvus_lite.engine import collection as package
 from deploy.local_milvus import LocalMilvusLite
 from encoder.interest_index import InterestIndex
 from encoder.milvus_lite import SafeCollection, use_safe_collections
+from encoder.milvus_lite_memory import ColumnMemTable
 from encoder.settings import MilvusSettings
 from encoder.turns import SWITCH_INTERVAL_S
 
@@ -149,6 +150,14 @@ def test_what_threads_write_at_the_same_time_is_kept(
             one.result()
     for name, version in writers.items():
         assert [row["version"] for row in rows.get(ids[name])] == [version] * 50
+
+
+def test_memory_is_made_a_file_of_column_by_column(rows: SafeCollection) -> None:
+    """The memory that a collection is opened with, and the one after it became a file."""
+    assert type(rows._memtable) is ColumnMemTable
+    rows.flush()
+    assert type(rows._memtable) is ColumnMemTable
+    assert {row["id"] for row in rows.get(_IDS)} == set(_IDS)
 
 
 def test_an_embedded_folder_is_made_of_safe_collections(
