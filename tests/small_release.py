@@ -1,5 +1,8 @@
 """A small real release for tests: untrained weights, the real model, the real export."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,7 +45,8 @@ def make_small_release(
             colours = np.random.default_rng(seed).integers(marks, size=items + 1)
             colours[0] = -1
             model.mark(torch.from_numpy(colours), marks)
-        _GRAPHS[key] = (export_graph(model), model)
+        with _no_collector():
+            _GRAPHS[key] = (export_graph(model), model)
     graph, model = _GRAPHS[key]
     table = model.served_table().detach().numpy()
     return write_release(
@@ -64,6 +68,20 @@ def make_small_release(
         popularity=None if mix is None else _popularity(items),
         features=pa.table({"title": [f"Title of item {row}" for row in range(1, items + 1)]}),
     )
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Syntax trees can be made in two threads: here by the export, and in a worker by `np.load`.
+
+    Before 3.11.8 CPython counts their depth in one place for all threads; the collector, run within
+    one, lets another thread in (https://github.com/python/cpython/issues/106905).
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _popularity(items: int) -> np.ndarray:
