@@ -43,7 +43,10 @@ class WindowEncoder:
         self._row_of_code: NDArray[np.int32] = np.zeros(0, np.int32)
 
     def encode(
-        self, user_ids: Sequence[str], packed: Sequence[bytes], before: Sequence[bytes] | None
+        self,
+        user_ids: Sequence[str],
+        packed: Sequence[bytes],
+        before: Sequence[bytes | None] | None,
     ) -> Encoded:
         """Encode windows of distinct users.
 
@@ -51,13 +54,14 @@ class WindowEncoder:
             user_ids: B users.
             packed: their windows.
             before: the windows that the rows now in the store were made of, where that is known
-                for certain; None where any row of these users may be there.
+                for certain; None for a user, or for all, of whom any row may be there.
         """
         rows, used = compute_interests(self._encoder, user_ids, self._columns(packed))
-        if before is None:
-            ends = np.full(len(user_ids), self._encoder.release.manifest.interests)
-        else:
-            ends = self.counts(before)
+        ends = np.full(len(user_ids), self._encoder.release.manifest.interests)
+        known = [(n, window) for n, window in enumerate(before or ()) if window is not None]
+        if known:
+            places, windows = zip(*known, strict=True)
+            ends[list(places)] = self.counts(windows)
         stale_keys = [
             interest_key(user_id, slot)
             for user_id, first, end in zip(user_ids, used.tolist(), ends.tolist(), strict=True)

@@ -141,7 +141,10 @@ class ServedReleases:
         return True
 
     def encode(
-        self, user_ids: Sequence[str], packed: Sequence[bytes], before: Sequence[bytes] | None
+        self,
+        user_ids: Sequence[str],
+        packed: Sequence[bytes],
+        before: Sequence[bytes | None] | None,
     ) -> dict[str, Encoded]:
         """What `WindowEncoder.encode` says for each of the releases, by name."""
         return {one.name: one.encoder.encode(user_ids, packed, before) for one in self._served}

@@ -2,15 +2,15 @@
 
 A predecessor may have written rows for records after its last commit, and so may we, for batches
 that were abandoned. Until the same records are past again, a user's rows may be those of a window
-that nobody knows. Only so many records can be written without being committed: a long backlog is
-not unsettled for long.
+that nobody knows. Once we have written a user, they are ours. Only so many records can be written
+without being committed: a long backlog is not unsettled for long.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from encoder.records import Record
 
@@ -19,6 +19,7 @@ from encoder.records import Record
 class _Stretch:
     until: int
     records_left: int
+    written: set[str] = field(default_factory=set)
 
 
 class Unsettled:
@@ -49,15 +50,27 @@ class Unsettled:
         """The partition was lost."""
         self._stretches.pop(partition, None)
 
-    def apply(self, records: Sequence[Record]) -> bool:
-        """Records are about to be applied; tells whether any of them is unsettled."""
-        found = False
+    def apply(
+        self, records: Sequence[Record], users: Mapping[int, Collection[str]]
+    ) -> set[tuple[int, str]]:
+        """Records are about to be applied, and the rows of users to be written who changed by them.
+
+        Args:
+            records: of a batch.
+            users: partition → users whose rows the batch will write.
+
+        Returns:
+            Partition and user of those whose rows may be of a window that nobody knows.
+        """
+        found: set[tuple[int, str]] = set()
         for partition, count in Counter(record.partition for record in records).items():
             stretch = self._stretches.get(partition)
             if stretch is None:
                 continue
             if any(r.offset < stretch.until for r in records if r.partition == partition):
-                found = True
+                fresh = set(users.get(partition, ())) - stretch.written
+                found.update((partition, user_id) for user_id in fresh)
+                stretch.written |= fresh
                 stretch.records_left -= count
                 if stretch.records_left > 0:
                     continue

@@ -390,9 +390,11 @@ class UpdateLoop:
 
     def _encode(self, decision: Decision, records: list[Record]) -> dict[str, Encoded]:
         # A predecessor may have written rows for clicks that it did not commit. Until we are past
-        # those clicks, the rows in the store may be of windows that we know nothing of.
-        settled = not self._unsettled.apply(records) and not self._items.unsettled
-        changed: dict[str, tuple[bytes, bytes]] = {}  # user → window, window before
+        # those clicks, the rows in the store of a user whom we have not written yet may be of a
+        # window that we know nothing of.
+        unsettled = self._unsettled.apply(records, decision.windows)
+        settled = not self._items.unsettled
+        changed: dict[str, tuple[bytes, bytes | None]] = {}  # user → window, window before
         for partition, windows in decision.windows.items():
             for user_id, window in windows.items():
                 if user_id in changed:
@@ -400,9 +402,12 @@ class UpdateLoop:
                     log.warning("user.on_two_partitions", partition=partition)
                     if newest_ms(window) < newest_ms(changed[user_id][0]):
                         continue
-                changed[user_id] = (window, self._store.packed(partition, user_id))
-        packed, before = [one for one, _ in changed.values()], [one for _, one in changed.values()]
-        return self._served.encode(list(changed), packed, before if settled else None)
+                known = (partition, user_id) not in unsettled
+                before = self._store.packed(partition, user_id) if known else None
+                changed[user_id] = (window, before)
+        packed = [window for window, _ in changed.values()]
+        befores = [before for _, before in changed.values()] if settled else None
+        return self._served.encode(list(changed), packed, befores)
 
     def _write(
         self, encoded: dict[str, Encoded], erased_users: Iterable[str], lease: Callable[[], float]

@@ -120,10 +120,12 @@ def test_only_rows_that_were_there_are_stale_when_the_window_before_is_known(
     codes = ItemCodes()
     eight = Window(tuple((t, f"item-{t}") for t in range(1, 9)))  # 3 interests
     two = Window(((9, "item-1"), (10, "item-2")))  # 1 interest
-    packed = [pack(two, codes), pack(eight, codes), pack(Window((), 5), codes)]
-    before = [pack(eight, codes), pack(two, codes), pack(two, codes)]
-    encoded = WindowEncoder(encoder, codes).encode(["shrinks", "grows", "erased"], packed, before)
-    assert encoded.stale_keys == ["shrinks#1", "shrinks#2", "erased#0"]
+    users = ["shrinks", "unknown", "grows", "erased"]
+    packed = [pack(one, codes) for one in (two, two, eight, Window((), 5))]
+    before = [pack(eight, codes), None, pack(two, codes), pack(two, codes)]
+    encoded = WindowEncoder(encoder, codes).encode(users, packed, before)
+    unknown = [f"unknown#{slot}" for slot in range(1, encoder.release.manifest.interests)]
+    assert encoded.stale_keys == ["shrinks#1", "shrinks#2", *unknown, "erased#0"]
 
 
 @pytest.fixture(scope="module")
