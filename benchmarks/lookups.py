@@ -24,7 +24,7 @@ from tests.lookup_service import get, lookup_service
 
 _USERS = 20_000
 _CLICKS = 100_000
-_BACKLOG = 4_000_000
+_BACKLOG = 8_000_000
 _LOOKUPS = 1_000
 _LONGEST_S = 30.0  # so that three kinds of look-ups end before the backlog does
 _LIMIT = 50
