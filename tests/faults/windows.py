@@ -2,9 +2,6 @@
 
 from collections.abc import Callable
 
-from kafka import TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType
-
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.kafka_client import admin_client, producer
@@ -13,6 +10,7 @@ from encoder.windows_topic import read_extents
 from mindstream.exit_codes import EXIT_MISCONFIGURED
 from mindstream.group import refuse_members
 from mindstream.rebuild import rebuild_windows
+from tests.deleted_records import delete_records
 from tests.deployment import DEADLINE_S, Deployment, wait_until
 from tests.faults.ground import Fault, Ground, Outcome
 from tests.faults.traffic import Traffic
@@ -28,15 +26,8 @@ def _corrupt(deployment: Deployment) -> None:
 def _truncate(deployment: Deployment) -> None:
     kafka = deployment.settings.kafka
     extents = read_extents(kafka, range(deployment.partitions))
-    policy = {"cleanup.policy": "compact,delete"}
-    with admin_client(kafka) as admin:
-        topic = ConfigResource(ConfigResourceType.TOPIC, kafka.windows_topic, policy)
-        admin.alter_configs([topic])
-        halves = {
-            TopicPartition(kafka.windows_topic, partition): (extent.start + extent.end) // 2
-            for partition, extent in extents.items()
-        }
-        admin.delete_records(halves)
+    halves = {partition: (one.start + one.end) // 2 for partition, one in extents.items()}
+    delete_records(kafka, kafka.windows_topic, halves)
 
 
 def _create_again(deployment: Deployment) -> None:

@@ -32,6 +32,7 @@ from mindstream.audit import Audit, fold
 from mindstream.environment import environment_of
 from mindstream.group import committed_offsets, set_offsets
 from mindstream.rebuild import Rebuilt, Step, rebuild_windows
+from tests.deleted_records import delete_records
 from tests.deployment import DEADLINE_S, T0, Deployment, deployed, end, random_clicks, wait_until
 
 PARTITIONS = range(2)
@@ -82,15 +83,10 @@ def damage(deployment: Deployment, partition: int = 1) -> None:
     client.close()
 
 
-def delete_records(deployment: Deployment, topic: str) -> None:
-    """Delete all records, as retention would; the windows topic has to be made to allow it."""
+def delete_all_records(deployment: Deployment, topic: str) -> None:
     kafka = deployment.settings.kafka
     ends = end_offsets(kafka, [TopicPartition(topic, one) for one in PARTITIONS])
-    policy = {"cleanup.policy": "compact,delete"}
-    with admin_client(kafka) as admin:
-        if topic == kafka.windows_topic:
-            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, policy)])
-        admin.delete_records(ends)
+    delete_records(kafka, topic, {one.partition: end for one, end in ends.items()})
 
 
 def recreate_windows_topic(deployment: Deployment) -> None:
@@ -197,7 +193,7 @@ def test_a_truncated_topic_is_refused_and_rebuilt(deployment: Deployment) -> Non
     topic = re.escape(kafka.windows_topic)
     losses: dict[str, Callable[[], None]] = {
         rf"{topic}\[\d\] was truncated: it began at offset 0, and begins at \d+\.": (
-            lambda: delete_records(deployment, kafka.windows_topic)
+            lambda: delete_all_records(deployment, kafka.windows_topic)
         ),
         rf"{topic} was deleted and created again: .* {topic}\[\d\] reaching offset \d+": (
             lambda: recreate_windows_topic(deployment)
@@ -251,7 +247,7 @@ def test_a_rebuild_killed_anywhere_loses_nothing_and_can_be_repeated(
     deployment.produce(random_clicks(300))
     deployment.consume_all()
     expected = windows(deployment)
-    delete_records(deployment, settings.kafka.clicks_topic)
+    delete_all_records(deployment, settings.kafka.clicks_topic)
     damage(deployment)
     kills = [(step, 2 if step in {"appended", "discarded"} else 1) for step in get_args(Step)]
     for step, nth in kills:
@@ -290,7 +286,7 @@ def test_clicks_that_expired_unread_are_told_and_counted(deployment: Deployment)
     ends = end_offsets(
         deployment.settings.kafka, [TopicPartition(clicks, one) for one in PARTITIONS]
     )
-    delete_records(deployment, clicks)
+    delete_all_records(deployment, clicks)
     deployment.produce(random_clicks(50, seed=2))
     missing = {
         partition.partition: end - committed.get(partition.partition, end)
