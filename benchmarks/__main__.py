@@ -16,6 +16,7 @@ from benchmarks.freshness import freshness
 from benchmarks.ground import Ground
 from benchmarks.items import items
 from benchmarks.lookups import lookups
+from benchmarks.restart import restart
 from benchmarks.results import Result, head, machine, say
 from benchmarks.search_in_memory import search_in_memory
 from benchmarks.state import state
@@ -29,6 +30,8 @@ BENCHMARKS: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "throughput-server-apart": partial(throughput, store="server", apart=True),
     "freshness-lite": partial(freshness, store="lite"),
     "freshness-server": partial(freshness, store="server"),
+    "restart-lite": partial(restart, store="lite"),
+    "restart-server": partial(restart, store="server"),
     "ticks": ticks,
     "turns": turns,
     "state": state,

@@ -45,6 +45,7 @@ _LOOKUPS_PER_S: Final = 500
 _THREADS: Final = 4
 _LOOKUPS_AT_ONCE: Final = 3  # of one user, of which each must fit the others
 _CANDIDATES: Final = 20
+_SETTLING_S: Final = 15.0  # of 2,000 users
 _UNDISTURBED_S: Final = 60.0
 _NEAR: Final = 0.15  # the mean cosine is 0 ± 0.07 for another release's vectors
 _ALIKE: Final = 1e-3  # scores of one release agree better, those of two differ by far more
@@ -230,7 +231,7 @@ def run_switches(ground: Ground, store: StoreName, switches: int) -> dict[str, o
         readers = started(stack, "look-up", settings)
         clicker = started(stack, "click", settings)
         # Until the users that were written around the worker's takeover are written once more.
-        time.sleep(settings.worker.session_timeout_s + 5.0)
+        time.sleep(settings.worker.session_timeout_s + _SETTLING_S)
         quiet = worker.metrics()
         time.sleep(_UNDISTURBED_S)
         busy = worker.metrics()

@@ -74,6 +74,7 @@ class _Batch:
         written_at: when its rows were acknowledged, in seconds since 1970.
         slowest_s: how long the slowest of its steps took so far.
         chunk_s: of a release that is being filled: how long encoding and writing it took.
+        settled: users whose rows nobody else overwrites once these are written, by partition.
     """
 
     records: list[Record]
@@ -86,6 +87,7 @@ class _Batch:
     slowest_s: float = 0.0
     items: dict[str, ItemChanges] = field(default_factory=dict)
     chunk_s: float = 0.0
+    settled: Mapping[int, Collection[str]] = field(default_factory=dict)
 
 
 class UpdateLoop:
@@ -136,7 +138,11 @@ class UpdateLoop:
         self._batch_size = BatchSize(
             settings.worker.max_batch_clicks, settings.worker.batch_target_s
         )
-        self._settling = Settling(after_s=settings.worker.session_timeout_s, records=self._ahead)
+        self._settling = Settling(
+            after_s=settings.worker.session_timeout_s,
+            within_s=settings.worker.step_budget_s / 2,
+            records=self._ahead,
+        )
         self._other_releases: list[str] = []
         self._rejected_share = RejectedShare(
             settings.kafka.clicks_topic, settings.worker.max_rejected_share
@@ -178,7 +184,7 @@ class UpdateLoop:
             self.finish()
         in_flight = self._pipeline.in_flight > 0
         wait_s = _OVERLAPPED_POLL_S if in_flight else timeout_s
-        for work in (self._backfill, self._items):
+        for work in (self._settling, self._backfill, self._items):
             if (due_s := work.wait_s(time.monotonic())) is not None:
                 wait_s = min(wait_s, due_s)
         polled, change = self._topic.poll(wait_s, self._batch_size.records)
@@ -210,15 +216,17 @@ class UpdateLoop:
                 max_future_ms=int(self._settings.worker.max_future_s * 1000),
             )
         try:
-            share = self._rejected_share.after(records, decision.rejected)
+            share_after = self._rejected_share.after(records, decision.rejected)
         except Misconfigured:
             self.finish()
             raise
         self._after_step("merged")
 
         # 4. Encode the changed users in one call.
+        encoded_at = time.monotonic()
+        settled = self._settled_by(decision, encoded_at)
         with self._metrics.step.labels("encode").time():
-            encoded = self._encode(decision, records)
+            encoded = self._encode(decision, records, settled)
         self._after_step("encoded")
 
         # 5. Write their rows. 6. Commit windows, rejected records and offsets together. Both while
@@ -231,12 +239,13 @@ class UpdateLoop:
             partition: {user_id: self._store.packed(partition, user_id) for user_id in of_partition}
             for partition, of_partition in decision.windows.items()
         }
-        batch = _Batch(
-            records, decision, encoded, before, self._rejected_share, self._topic.membership
-        )
+        share, member = self._rejected_share, self._topic.membership
+        batch = _Batch(records, decision, encoded, before, share, member, settled=settled)
         for partition, of_partition in decision.windows.items():
             self._store.put(partition, of_partition)
-        self._rejected_share = share
+        counts = Counter(record.partition for record in records)
+        self._settling.add(decision.windows, counts, encoded_at)
+        self._rejected_share = share_after
         self._pipeline.submit(batch, len(records))
         self._around(self._clock())
         return len(records)
@@ -305,8 +314,8 @@ class UpdateLoop:
         """
         failure = self._pipeline.failure
         for batch in self._pipeline.take_finished():
-            counts = Counter(record.partition for record in batch.records)
-            self._settling.add(batch.decision.windows, counts)
+            for partition in self._settling.done(batch.settled):
+                log.info("partition.settled", partition=partition)
             self._account(batch)
         if failure is None:
             return True
@@ -322,6 +331,7 @@ class UpdateLoop:
                     self._store.put(partition, windows)
             self._rejected_share = batch.share
             self._unsettled.abandon(batch.decision.next_offsets)
+            self._settling.again(batch.decision.next_offsets)
         records = [record for batch in batches for record in batch.records]
         again = [*(record for record in records if record.partition not in lost), *polled]
         self._topic.rewind(again)
@@ -356,7 +366,7 @@ class UpdateLoop:
                 return
             give_back()
             self._unsettled.take(taken.ends)
-            self._settling.take(taken.recent, self._clock())
+            self._settling.take(taken.recent, time.monotonic())
             self._other_releases = taken.other_releases
             settled_at = time.monotonic() + self._settings.worker.session_timeout_s
             for release, partitions in taken.unfilled.items():
@@ -388,11 +398,25 @@ class UpdateLoop:
         self._topic.rewind(record for record in polled if record.partition not in held)
         return [record for record in polled if record.partition in held]
 
-    def _encode(self, decision: Decision, records: list[Record]) -> dict[str, Encoded]:
+    def _settled_by(self, decision: Decision, now: float) -> dict[int, set[str]]:
+        """Who need not be written again for a predecessor's sake once this batch is written.
+
+        Those who were erased are left out: they may have rows in other releases, too.
+        """
+        return {
+            partition: {u for u in found if not was_erased(decision.windows[partition][u])}
+            for partition, found in self._settling.among(decision.windows, now).items()
+        }
+
+    def _encode(
+        self, decision: Decision, records: list[Record], settled_users: Mapping[int, set[str]]
+    ) -> dict[str, Encoded]:
         # A predecessor may have written rows for clicks that it did not commit. Until we are past
         # those clicks, the rows in the store of a user whom we have not written yet may be of a
         # window that we know nothing of.
         unsettled = self._unsettled.apply(records, decision.windows)
+        for partition, users in settled_users.items():
+            unsettled.update((partition, user_id) for user_id in users)
         settled = not self._items.unsettled
         changed: dict[str, tuple[bytes, bytes | None]] = {}  # user → window, window before
         for partition, windows in decision.windows.items():
@@ -450,10 +474,8 @@ class UpdateLoop:
         if self._chunk is not None and self._chunk.written_at:
             self._backfill.spent(self._chunk.chunk_s, time.monotonic())
             self._chunk = None
-        most = self._batch_size.records
-        if self._settling.due(now, most=most):
-            if self.finish() and (due := self._settling.due(now, most=most)):
-                self._write_again(*due)
+        if piece := self._settling.next(time.monotonic(), most=self._batch_size.records):
+            self._write_again(piece)
         elif work := self._items.next(time.monotonic()):
             self._update_items(work)
         elif chunk := self._backfill.next(time.monotonic()):
@@ -465,15 +487,23 @@ class UpdateLoop:
             self._account_at = now + _ACCOUNT_EVERY_S
             self._accounts.log_if_due(now, self._report_lag())
 
-    def _write_again(self, partition: int, user_ids: list[str]) -> None:
+    def _write_again(self, piece: Mapping[int, list[str]]) -> None:
         """Write rows over what a predecessor's last write may have left, also for the erased."""
+        ((partition, user_ids),) = piece.items()
         packed = [self._store.packed(partition, user_id) for user_id in user_ids]
         encoded = self._served.encode(user_ids, packed, before=None)
-        erased = [u for u, window in zip(user_ids, packed, strict=True) if was_erased(window)]
-        with suppress(LeaseRanOut):  # if the partition stays ours, they stay due
-            self._write(encoded, erased, self._topic.lease_left_s)
-            if self._settling.done(partition, user_ids):
-                log.info("partition.settled", partition=partition)
+        erased = {u for u, window in zip(user_ids, packed, strict=True) if was_erased(window)}
+        self._send(len(user_ids), encoded, Decision(erased_users=erased), settled=piece)
+
+    def _send(
+        self, rows: int, encoded: dict[str, Encoded], decision: Decision, **more: Any
+    ) -> _Batch:
+        """Write what no record asked for, behind the batches in flight whose windows it is of."""
+        self._pipeline.wait_for_room(rows, self._ahead)
+        share, member = self._rejected_share, self._topic.membership
+        batch = _Batch([], decision, encoded, {}, share, member, **more)
+        self._pipeline.submit(batch, rows)
+        return batch
 
     def _follow_releases(self) -> None:
         """Serve what was announced and is loaded; let go of what was withdrawn."""
@@ -494,18 +524,14 @@ class UpdateLoop:
             self._show_releases()
 
     def _fill(self, chunk: Chunk) -> None:
-        """Encode some users for a release that joins, behind the batches in flight."""
+        """Encode some users for a release that joins."""
         began_at = time.monotonic()
         served = self._served.get(chunk.release)
         if chunk.user_ids:
             packed = [self._store.packed(chunk.partition, user_id) for user_id in chunk.user_ids]
             encoded = {chunk.release: served.encoder.encode(chunk.user_ids, packed, before=None)}
             encoded_s = time.monotonic() - began_at
-            self._pipeline.wait_for_room(len(chunk.user_ids), self._ahead)
-            share, member = self._rejected_share, self._topic.membership
-            self._chunk = batch = _Batch([], Decision(), encoded, {}, share, member)
-            batch.chunk_s = encoded_s
-            self._pipeline.submit(batch, len(chunk.user_ids))
+            self._chunk = self._send(len(chunk.user_ids), encoded, Decision(), chunk_s=encoded_s)
             self._metrics.backfilled.inc(len(chunk.user_ids))
         elif self._items.owes(chunk.release):
             pass  # readers must not be pointed at it before its items are there
@@ -522,14 +548,11 @@ class UpdateLoop:
         self._metrics.unfilled.set(self._backfill.partitions_left)
 
     def _update_items(self, work: ItemWork) -> None:
-        """Write what became of items, behind the batches in flight; see `_fill`."""
+        """Write what became of items, and users whose windows hold them."""
         if work.rows:
             packed = [self._store.packed(work.partition, user_id) for user_id in work.user_ids]
             encoded = self._served.encode(work.user_ids, packed, before=None) if packed else {}
-            self._pipeline.wait_for_room(work.rows, self._ahead)
-            share, member = self._rejected_share, self._topic.membership
-            batch = _Batch([], Decision(), encoded, {}, share, member, items=work.items)
-            self._pipeline.submit(batch, work.rows)
+            self._send(work.rows, encoded, Decision(), items=work.items)
         elif work.report and self.finish():
             self._report_items(work.report)
         self._items.spent(time.monotonic())

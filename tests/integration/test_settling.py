@@ -1,0 +1,74 @@
+"""Rows of a predecessor that land after the new owner's are written over, a session later."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pytest
+import structlog
+
+from consumers.settling import Settling
+from encoder.click import Click
+from encoder.interest_index import InterestIndex
+from encoder.interests import InterestRows
+from tests.deployment import DEADLINE_S, T0, Deployment, wait_until
+
+
+def land_late(deployment: Deployment, user_ids: Sequence[str]) -> None:
+    """Two rows of each user that nobody would write, one of them in the last slot."""
+    n = len(user_ids)
+    rows = InterestRows(
+        user_ids=[*user_ids, *user_ids],
+        slots=np.repeat([0, 2], n),
+        weights=np.full(2 * n, 0.5, np.float32),
+        exemplars=["item-1"] * (2 * n),
+        updated_at=np.full(2 * n, T0),
+        vectors=np.tile(np.eye(1, 8, dtype=np.float32), (2 * n, 1)),
+    )
+    index = InterestIndex(deployment.settings.milvus)
+    index.write_interests(deployment.release.name, rows, [], budget_s=DEADLINE_S)
+    index.close()
+    assert deployment.audit().differences == 2 * n
+
+
+def test_users_who_click_no_more_are_written_again(deployment: Deployment) -> None:
+    """Some at a time, until all are: of recent windows, and of the first batches."""
+    quiet = [f"quiet-{n}" for n in range(300)]
+    deployment.produce(Click(user_id, "item-2", T0) for user_id in quiet)
+    deployment.consume_all()
+    with deployment.worker():
+        deployment.produce([Click("first", "item-3", T0)])
+        deployment.wait_until_consumed()
+        land_late(deployment, [*quiet, "first"])
+        wait_until(lambda: deployment.audit().differences == 0, "all users to be written again")
+
+
+def test_a_click_of_a_user_who_is_due_settles_the_user(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch deletes what may have been left in slots that it knows nothing of.
+
+    Not those who were erased: of them there may be rows in other releases, too.
+    """
+    settled: set[str] = set()
+    done = Settling.done
+
+    def noted(self: Settling, users: Mapping[int, Iterable[str]]) -> list[int]:
+        for of_partition in users.values():
+            settled.update(of_partition)
+        return done(self, users)
+
+    monkeypatch.setattr(Settling, "done", noted)
+    monkeypatch.setattr(Settling, "next", lambda *_, **__: None)  # nothing else settles
+    deployment.produce_raw([(b"erased", None)], timestamp_ms=T0 - 1)
+    deployment.produce([Click("u", "item-2", T0), Click("erased", "item-2", T0)])
+    deployment.consume_all()
+    with structlog.testing.capture_logs() as logs, deployment.worker():
+        wait_until(lambda: any(one["event"] == "partitions.taken" for one in logs), "a takeover")
+        land_late(deployment, ["u"])
+        time.sleep(deployment.settings.worker.session_timeout_s)  # until users are due
+        deployment.produce([Click("u", "item-3", T0 + 1), Click("erased", "item-3", T0 + 1)])
+        deployment.wait_until_consumed()
+        assert deployment.audit().differences == 0
+        wait_until(lambda: bool(settled), "a batch to settle")
+    assert settled == {"u"}
