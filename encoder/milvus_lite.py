@@ -24,6 +24,8 @@ from encoder.turns import take_turns
 
 _TRIES: Final = 3
 
+_drop_collection = db.MilvusLite.drop_collection
+
 T = TypeVar("T")
 
 
@@ -54,6 +56,13 @@ class SafeCollection(Collection):  # type: ignore[misc]  # the package has no ty
         """One thread at a time."""
         with self._writes:
             super().flush()
+
+    def discard(self) -> None:
+        """Forget rows in memory and what is to be compacted; closing would write and index them."""
+        with self._writes, self._maintenance_lock:
+            self._memtable = collection.MemTable(self._schema)
+            self._bg_closed = True
+            self._bg_executor.shutdown(wait=False, cancel_futures=True)
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
         """From memory and files as they are at one moment."""
@@ -87,9 +96,19 @@ class SafeCollection(Collection):  # type: ignore[misc]  # the package has no ty
             return read()
 
 
+def _drop(self: db.MilvusLite, name: str, database_name: str = db.DEFAULT_DATABASE_NAME) -> None:
+    """Drop a collection without making files of it first."""
+    resolved = self.resolve_collection_name(name, database_name=database_name)
+    dropped = self._collections.get((database_name or db.DEFAULT_DATABASE_NAME, resolved))
+    if dropped is not None:
+        dropped.discard()
+    _drop_collection(self, name, database_name)
+
+
 def use_safe_collections() -> None:
     """Have every folder that this process opens from now on made of safe collections."""
     db.Collection = SafeCollection
+    db.MilvusLite.drop_collection = _drop
     collection.MemTable = recovery.MemTable = ColumnMemTable
 
 

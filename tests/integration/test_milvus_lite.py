@@ -37,10 +37,21 @@ reading = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> Iterator[SafeCollection]:
-    """A collection with 40 rows, all of them in memory."""
+def database(tmp_path: Path) -> Iterator[MilvusLite]:
+    """An empty folder."""
     use_safe_collections()
-    database = MilvusLite(str(tmp_path / "lite.db"))
+    opened = MilvusLite(str(tmp_path / "lite.db"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def rows(database: MilvusLite) -> SafeCollection:
+    """A collection with 40 rows, all of them in memory."""
+    return made(database)
+
+
+def made(database: MilvusLite) -> SafeCollection:
     fields = [
         FieldSchema("id", DataType.VARCHAR, is_primary=True, max_length=40),
         FieldSchema("version", DataType.INT64),
@@ -49,8 +60,8 @@ def rows(tmp_path: Path) -> Iterator[SafeCollection]:
     collection = database.create_collection("rows", CollectionSchema(fields=fields))
     collection.load()
     collection.insert(versions(1))
-    yield collection
-    database.close()
+    assert isinstance(collection, SafeCollection)
+    return collection
 
 
 def versions(version: int, ids: list[str] = _IDS) -> list[dict[str, Any]]:
@@ -158,6 +169,24 @@ def test_memory_is_made_a_file_of_column_by_column(rows: SafeCollection) -> None
     rows.flush()
     assert type(rows._memtable) is ColumnMemTable
     assert {row["id"] for row in rows.get(_IDS)} == set(_IDS)
+
+
+def test_what_is_dropped_does_not_become_a_file_first(
+    database: MilvusLite, rows: SafeCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads and writes other collections would wait for that; and the name is free."""
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("rows that are dropped were written")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(package, "execute_flush", never)
+        database.drop_collection("rows")
+    assert not database.has_collection("rows")
+    assert not Path(rows.data_dir).exists()
+    again = made(database)
+    again.flush()
+    assert len(again.get(_IDS)) == len(_IDS)
 
 
 def test_an_embedded_folder_is_made_of_safe_collections(
