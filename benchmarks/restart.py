@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -64,14 +65,13 @@ def restart(ground: Ground, store: StoreName) -> Iterator[Result]:
 def _clicking(deployment: Deployment, clicks: list[Click]) -> Iterator[None]:
     """Meanwhile there are clicks at a steady rate."""
     stop = threading.Event()
-    told = {"clicks_per_s": _RATE, "stop": stop}
-    thread = threading.Thread(target=replay, args=(deployment.settings, clicks), kwargs=told)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(replay, deployment.settings, clicks, clicks_per_s=_RATE, stop=stop)
+        try:
+            yield
+        finally:
+            stop.set()
+        told.result()  # or it would be the freshness of no clicks
 
 
 def _settled(deployment: Deployment) -> int:

@@ -99,10 +99,11 @@ class Settling:
 
     def wait_s(self, now: float) -> float | None:
         """Seconds until `next` has something; None where it will have nothing of itself."""
+        due = self._due(now)
         if not self._partitions or self._piece is not None:
             return None
-        if not (due := self._due(now)):
-            return min((one.due_at for one in self._partitions.values()), default=now) - now
+        if not due:
+            return min(one.due_at for one in self._partitions.values()) - now
         left = sum(len(one.user_ids) for one in due.values())
         return max(0.0, self._last_at + min(_USERS, left) / self._per_s(due, now) - now)
 
