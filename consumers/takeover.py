@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Final
 
 import structlog
+from kafka import OffsetAndMetadata
 
 from consumers.click_topic import ClickTopic
 from consumers.served_releases import Served, ServedReleases
@@ -24,7 +25,7 @@ from encoder.interest_index import InterestIndex
 from encoder.release import Release
 from encoder.release_topic import read_releases, take_back
 from encoder.settings import Settings
-from encoder.windows_topic import CorruptWindowRecord, check_extent, read_extents
+from encoder.windows_topic import CorruptWindowRecord, Extent, check_extent, read_extents
 
 log = structlog.get_logger()
 
@@ -37,7 +38,8 @@ class Taken:
 
     Attributes:
         offsets: partition → next offset to read, as committed.
-        ends: partition → offset that nobody had polled a record at or after.
+        ends: partition → offset that nobody had polled a record at or after. Those that never had
+            an owner are left out, here and in `recent`.
         recent: partition → users whose window was written a short while ago.
         restored: windows read back.
         filled: users encoded for the release's collection.
@@ -106,12 +108,15 @@ class Takeover:
             Misconfigured: the windows topic lost windows; says how to rebuild them.
         """
         gained = sorted(gained)
-        offsets, expired = self._check(gained)
+        committed, extents = self._check(gained)
+        offsets, expired = self._offsets(gained, committed)
         # First withdraw what will no longer be true once we write.
         log = read_releases(self._settings.kafka)
         outdated = {(r, p) for r, p in log.filled if p in gained and r not in self._served}
         self._topic.take_back(outdated, {p: offsets[p] for _, p in outdated})
-        ends = self._topic.end_offsets(gained)
+        reported = {p for _, p in log.filled}
+        owned_before = [p for p in gained if p in committed or p in reported or extents[p].end > 0]
+        ends = self._topic.end_offsets(owned_before)
         restored, recent = self._restore(gained)
         unfilled = {
             one.name: [p for p in gained if (one.name, p) not in log.filled] for one in self._served
@@ -120,11 +125,14 @@ class Takeover:
         at_once = unfilled.pop(first.name)
         filled = sum(self._fill(first, partition, gained) for partition in at_once)
         self._keep(gained)
+        # Commits their offsets before anything is written because of a click: whoever takes one of
+        # them after us sees that it had an owner.
         self._topic.report_filled(first.name, {p: offsets[p] for p in at_once})
         self._use_when_complete(first.release)
         others = [a.release for a in log.announced if a.release not in self._served]
         before = [(r.name, p) for r in self._served for p in gained if (r.name, p) in log.filled]
         items = {one: log.items.get(one, {}) for one in before}
+        recent = {p: recent[p] for p in owned_before}
         return Taken(offsets, ends, recent, restored, filled, expired, others, unfilled, items)
 
     def let_go(self, releases: Iterable[str], partitions: Iterable[int]) -> None:
@@ -132,11 +140,11 @@ class Takeover:
         partitions = list(partitions)
         take_back(self._settings.kafka, {(r, p) for r in releases for p in partitions})
 
-    def _check(self, gained: list[int]) -> tuple[dict[int, int], int]:
-        """Compare both topics with what the group committed.
+    def _check(self, gained: list[int]) -> tuple[dict[int, OffsetAndMetadata], dict[int, Extent]]:
+        """Compare the windows topic with what the group committed.
 
         Returns:
-            Partition → next offset to read, and how many clicks are missing.
+            What was committed, for partitions that have a commit, and what the topic holds.
         """
         committed = self._topic.committed(gained)
         extents = read_extents(self._settings.kafka, gained)
@@ -144,6 +152,16 @@ class Takeover:
             topic = self._settings.kafka.windows_topic
             check_extent(topic, partition, offset.metadata, extents[partition])
         self._topic.note_extents(extents)
+        return committed, extents
+
+    def _offsets(
+        self, gained: list[int], committed: dict[int, OffsetAndMetadata]
+    ) -> tuple[dict[int, int], int]:
+        """Compare the clicks topic with what the group committed.
+
+        Returns:
+            Partition → next offset to read, and how many clicks are missing.
+        """
         offsets = self._topic.begin_offsets(gained)
         expired = 0
         for partition, at in committed.items():

@@ -1,7 +1,9 @@
 """Rows of a predecessor that land after the new owner's are written over, a session later."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,3 +74,34 @@ def test_a_click_of_a_user_who_is_due_settles_the_user(
         assert deployment.audit().differences == 0
         wait_until(lambda: bool(settled), "a batch to settle")
     assert settled == {"u"}
+
+
+def test_partitions_that_never_had_an_owner_have_nothing_to_settle(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users are written once, and nothing is deleted; the next owner cannot rely on that."""
+    written: Counter[str] = Counter()
+    deleted: list[str] = []
+    write = InterestIndex.write_interests
+
+    def noted(
+        self: InterestIndex, release: str, rows: InterestRows, stale: Sequence[str], **more: Any
+    ) -> None:
+        written.update(set(rows.user_ids))
+        deleted.extend(stale)
+        write(self, release, rows, stale, **more)
+
+    monkeypatch.setattr(InterestIndex, "write_interests", noted)
+    users = [f"user-{n}" for n in range(30)]
+    deployment.produce(Click(user_id, "item-2", T0) for user_id in users)
+    session_s = deployment.settings.worker.session_timeout_s
+    with deployment.worker():
+        deployment.wait_until_consumed()
+        time.sleep(session_s + 1)  # until they would be due
+        deployment.produce([Click("late", "item-3", T0)])
+        deployment.wait_until_consumed()
+    assert written == Counter([*users, "late"])
+    assert deleted == []
+    with deployment.worker():
+        wait_until(lambda: written["late"] == 2, "the next owner to write recent users again")
+    assert {"late#1", "late#2"} <= set(deleted)
