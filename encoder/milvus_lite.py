@@ -14,12 +14,17 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+import pyarrow as pa
 from milvus_lite import db
+from milvus_lite.adapter.grpc import servicer
 from milvus_lite.cmdline import main
+from milvus_lite.constants import DEFAULT_PARTITION
 from milvus_lite.engine import collection, recovery
 from milvus_lite.engine.collection import Collection
+from milvus_lite.engine.operation import InsertOp
 
 from encoder.milvus_lite_memory import ColumnMemTable
+from encoder.milvus_lite_rows import RequestRows
 from encoder.turns import take_turns
 
 _TRIES: Final = 3
@@ -32,20 +37,48 @@ T = TypeVar("T")
 class SafeCollection(Collection):  # type: ignore[misc]  # the package has no types
     """A collection that several threads may write and read at the same time."""
 
+    _next_seq: int
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Open it as the package does."""
         self._writes = threading.RLock()  # taken before `_maintenance_lock`
         super().__init__(*args, **kwargs)
 
-    def insert(self, *args: Any, **kwargs: Any) -> Any:
-        """One thread at a time."""
+    def insert(
+        self, records: RequestRows | list[Any], partition_name: str = DEFAULT_PARTITION
+    ) -> Any:
+        """One thread at a time; by columns where that can be."""
         with self._writes:
-            return super().insert(*args, **kwargs)
+            if not isinstance(records, RequestRows):
+                return super().insert(records, partition_name)
+            columns = None
+            plain = not self._auto_id and self._partition_key_field is None
+            if plain and self._manifest.has_partition(partition_name):
+                columns = records.columns(self._schema, self._wal_data_schema)
+            if columns is None:
+                return super().insert(records.records(), partition_name)
+            return self._insert_columns(columns, records.num_rows, partition_name)
 
-    def upsert(self, *args: Any, **kwargs: Any) -> Any:
+    def _insert_columns(self, columns: dict[str, Any], count: int, partition: str) -> Any:
+        # What the package's `insert` does with rows that it has looked at.
+        first, self._next_seq = self._next_seq, self._next_seq + count
+        own: dict[str, Any] = {
+            "_seq": pa.array(range(first, first + count), pa.uint64()),
+            "_partition": pa.array([partition] * count),
+        }
+        batch = pa.RecordBatch.from_pydict({**own, **columns}, schema=self._wal_data_schema)
+        self._apply(InsertOp(partition=partition, batch=batch))
+        if self._should_flush():
+            self._trigger_flush()
+        return columns[self._pk_name].to_pylist()
+
+    def upsert(
+        self, records: RequestRows | list[Any], partition_name: str = DEFAULT_PARTITION
+    ) -> Any:
         """One thread at a time."""
         with self._writes:
-            return super().upsert(*args, **kwargs)
+            rows = records.records() if isinstance(records, RequestRows) else records
+            return super().upsert(rows, partition_name)
 
     def delete(self, *args: Any, **kwargs: Any) -> Any:
         """One thread at a time."""
@@ -110,6 +143,7 @@ def use_safe_collections() -> None:
     db.Collection = SafeCollection
     db.MilvusLite.drop_collection = _drop
     collection.MemTable = recovery.MemTable = ColumnMemTable
+    servicer.fields_data_to_records = RequestRows
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""What leaves Milvus Lite's memory is what the package itself would write."""
+"""What leaves Milvus Lite's memory, and is searched in it, is what the package itself has."""
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from milvus_lite import CollectionSchema, DataType, FieldSchema
@@ -26,20 +28,31 @@ inserts = st.tuples(st.just("insert"), st.sampled_from(PARTITIONS), ids)
 deletes = st.tuples(st.just("delete"), st.sampled_from([*PARTITIONS, ALL_PARTITIONS]), ids)
 
 
-def apply(memory: MemTable, seq: int, call: str, partition: str, keys: list[str]) -> int:
+def apply(
+    memory: MemTable,
+    seq: int,
+    call: str,
+    partition: str,
+    keys: list[str],
+    *,
+    schema: CollectionSchema = SCHEMA,
+) -> int:
     """One request; the next number after it."""
     size = len(keys)
     columns: dict[str, list[object]] = {"id": [*keys], "_partition": [partition] * size}
     if call == "delete":
         columns["_seq"] = [seq] * size
-        schema = build_wal_delta_schema(SCHEMA)
-        memory.apply_delete(pa.RecordBatch.from_pydict(columns, schema=schema))
+        deletion = build_wal_delta_schema(schema)
+        memory.apply_delete(pa.RecordBatch.from_pydict(columns, schema=deletion))
         return seq + 1
     columns["_seq"] = list(range(seq, seq + size))
     columns["version"] = [None if at % 2 else at for at in range(seq, seq + size)]
-    columns["vector"] = [[float(at), 1.0] for at in range(seq, seq + size)]
-    schema = build_wal_data_schema(SCHEMA)
-    memory.apply_insert(pa.RecordBatch.from_pydict(columns, schema=schema))
+    nullable = schema.fields[2].nullable
+    columns["vector"] = [
+        None if nullable and at % 3 else [float(at), 1.0] for at in range(seq, seq + size)
+    ]
+    insertion = build_wal_data_schema(schema)
+    memory.apply_insert(pa.RecordBatch.from_pydict(columns, schema=insertion))
     return seq + size
 
 
@@ -62,3 +75,37 @@ def test_rows_and_deletions_are_those_of_the_package(
                 assert other.schema.equals(one.schema)
                 assert other.equals(one)
     assert ours.get_active_records() == package.get_active_records()
+
+
+@pytest.mark.parametrize("nullable", [False, True])
+@given(
+    calls=st.lists(inserts | deletes, max_size=12),
+    partitions=st.sampled_from([None, ["other"]]),
+    table=st.booleans(),
+    field=st.sampled_from([None, "vector"]),
+)
+def test_candidates_are_those_of_the_package(
+    nullable: bool,
+    calls: list[tuple[str, str, list[str]]],
+    partitions: list[str] | None,
+    table: bool,
+    field: str | None,
+) -> None:
+    """In the same order, also where vectors may be missing."""
+    vector = FieldSchema("vector", DataType.FLOAT_VECTOR, dim=2, nullable=nullable)
+    schema = CollectionSchema(fields=[*SCHEMA.fields[:2], vector])
+    package, ours = MemTable(schema), ColumnMemTable(schema)
+    seq = 0
+    for call in calls:
+        apply(package, seq, *call, schema=schema)
+        seq = apply(ours, seq, *call, schema=schema)
+    expected = package.to_search_snapshot(field, partitions, table)
+    found = ours.to_search_snapshot(field, partitions, table)
+    assert found[0] == expected[0]
+    np.testing.assert_array_equal(found[1], expected[1], strict=True)
+    np.testing.assert_array_equal(found[2], expected[2], strict=True)
+    assert found[3] == expected[3]
+    assert found[4] == expected[4]
+    counted = ours.to_search_arrays("vector", partitions)
+    assert counted[0] == expected[0]
+    np.testing.assert_array_equal(counted[1], expected[1], strict=True)
