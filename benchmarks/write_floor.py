@@ -6,7 +6,9 @@ import itertools
 import random
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean
 from typing import Final
 
 import numpy as np
@@ -22,6 +24,7 @@ from encoder.settings import MilvusSettings
 
 OURS: Final = "mindstream"
 _TRIAL_ROWS: Final = 50_000
+_TURNS: Final = 2
 _PATIENCE_S: Final = 300.0
 _MOST_S: Final = 90.0
 _MOST_ROWS: Final = 64_000  # a call: a server refuses requests of more than 64 MB
@@ -40,7 +43,9 @@ def alone(
 
     A call returns when Milvus has logged the rows; it indexes them later, and a server falls behind
     when it is given more than it can keep up with. So each way writes as many rows as the worker
-    did, or for a minute and a half, and its time ends when a strong read has them.
+    did, or for a minute and a half, and its time ends when a strong read has them. On a server each
+    way has two turns, of which the mean counts: its upkeep makes one differ from the next by a
+    third.
 
     Args:
         users: rows of each user, of which random users' are written over and over.
@@ -51,19 +56,23 @@ def alone(
     index = InterestIndex(patient(settings))
     most = max(1, _MOST_ROWS // len(users[0]))
     sizes = sorted({min(most, size) for size in (users_at_once, 4 * users_at_once)})
-    best: dict[str, float] = {}
+    turns: dict[str, list[float]] = defaultdict(list)
+    best: dict[str, int] = {}
     try:
-        for way, write in _ways(settings, index):
-            trials = {
-                size: _rate(index, f"trial_{way}_{size}", write, users, size, _TRIAL_ROWS)
-                for size in sizes
-            }
-            size = max(trials, key=lambda size: trials[size])
-            best[way] = _rate(index, f"floor_{way}", write, users, size, rows_in_all)
-            say(f"    {way}, {size} users a call: {best[way]:,.0f} rows/s")
+        for turn in range(1 if index._store.is_lite else _TURNS):
+            for way, write in _ways(settings, index):
+                if way not in best:
+                    trials = {
+                        size: _rate(index, f"trial_{way}_{size}", write, users, size, _TRIAL_ROWS)
+                        for size in sizes
+                    }
+                    best[way] = max(trials, key=lambda size: trials[size])
+                name = f"floor_{way}_{turn}"
+                turns[way].append(_rate(index, name, write, users, best[way], rows_in_all))
+                say(f"    {way}, {best[way]} users a call: {turns[way][-1]:,.0f} rows/s")
     finally:
         index.close()
-    return best
+    return {way: fmean(rates) for way, rates in turns.items()}
 
 
 def patient(settings: MilvusSettings) -> MilvusSettings:
