@@ -110,6 +110,8 @@ class Backfill:
     def sent(self) -> None:
         """A chunk is on its way to the store; there is none before `spent` tells that it is there.
 
+        Or the report of a partition is on its way, and there is none before `done`.
+
         The store's time counts, too: it is the same store that clicks wait for.
         """
         self._under_way = True
@@ -119,9 +121,10 @@ class Backfill:
         self._under_way = False
         self._due_at = now + seconds * (1 / self._share - 1)
 
-    def done(self) -> None:
-        """The partition at hand is filled and reported."""
-        self._tasks.popleft()
+    def done(self, release: str, partition: int) -> None:
+        """A partition that was at its end is reported as filled."""
+        self._under_way = False
+        self._remove(lambda task: (task.release, task.partition) == (release, partition))
 
     def _remove(self, unwanted: Callable[[_Task], bool]) -> None:
         self._tasks = deque(task for task in self._tasks if not unwanted(task))

@@ -32,6 +32,8 @@ class Decision:
         clicks: records that were clicks, whether or not they changed a window.
         erasures: records that were tombstones.
         erased_users: whom they asked to forget.
+        filled: release and partition of each whose interests are all in the release's collection
+            then; of such a partition there is a next offset, too.
     """
 
     windows: dict[int, dict[str, bytes]] = field(default_factory=dict)
@@ -40,6 +42,7 @@ class Decision:
     clicks: int = 0
     erasures: int = 0
     erased_users: set[str] = field(default_factory=set)
+    filled: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def users(self) -> int:
@@ -60,6 +63,7 @@ def joined(decisions: Sequence[Decision]) -> Decision:
         all_of_them.clicks += one.clicks
         all_of_them.erasures += one.erasures
         all_of_them.erased_users |= one.erased_users
+        all_of_them.filled += one.filled
     return all_of_them
 
 

@@ -70,8 +70,9 @@ class Transactions:
         rejected: Iterable[Rejected],
         next_offsets: dict[int, int],
         membership: Any,
+        reports: Sequence[tuple[bytes, bytes | None]] = (),
     ) -> None:
-        """Write windows, dead letters and offsets in one transaction.
+        """Write windows, dead letters, reports and offsets in one transaction.
 
         Args:
             windows: partition → (user id, window in its wire form, None to remove).
@@ -79,6 +80,7 @@ class Transactions:
             next_offsets: partition → next offset to read, for every partition of `windows`:
                 the offsets are what the group's generation fences.
             membership: that the clicks were polled under.
+            reports: keys and values for the releases topic, as in `report`.
 
         Raises:
             Outdated: the group has moved on.
@@ -88,7 +90,9 @@ class Transactions:
         """
         with translated("committing", self._kafka):
             self._transact(
-                lambda: self._fill_transaction(windows, rejected, next_offsets, membership),
+                lambda: self._fill_transaction(
+                    windows, rejected, next_offsets, membership, reports
+                ),
                 membership,
             )
 
@@ -113,11 +117,7 @@ class Transactions:
         """
 
         def fill() -> None:
-            sent = [
-                self._producer.send(self._kafka.releases_topic, key=key, value=value)
-                for key, value in records
-            ]
-            for future in sent:
+            for future in self._send_reports(records):
                 future.get(timeout=self._budget_s)
             self._send_offsets(offsets, membership)
 
@@ -167,6 +167,7 @@ class Transactions:
         rejected: Iterable[Rejected],
         next_offsets: dict[int, int],
         membership: Any,
+        reports: Sequence[tuple[bytes, bytes | None]],
     ) -> None:
         written = [
             batch
@@ -182,14 +183,19 @@ class Transactions:
             self._producer.send(self._kafka.dead_letters_topic, **self._letter(one).to_record())
             for one in rejected
         ]
+        others = [*letters, *self._send_reports(reports)]
         self._producer.flush(timeout=self._budget_s)
         for batch in written:
             self._extend(batch.partition, batch.first_offset(self._budget_s), batch.count)
-        for letter in letters:
-            letter.get(timeout=self._budget_s)
+        for other in others:
+            other.get(timeout=self._budget_s)
         # Offsets last: the broker checks our generation here, when every window is in its log.
         # Whoever takes over after this point therefore reads these windows or waits for them.
         self._send_offsets(next_offsets, membership)
+
+    def _send_reports(self, records: Sequence[tuple[bytes, bytes | None]]) -> list[Any]:
+        topic = self._kafka.releases_topic
+        return [self._producer.send(topic, key=key, value=value) for key, value in records]
 
     def _send_offsets(self, next_offsets: dict[int, int], membership: Any) -> None:
         self._producer.send_offsets_to_transaction(

@@ -316,6 +316,10 @@ class UpdateLoop:
         for batch in self._pipeline.take_finished():
             for partition in self._settling.done(batch.settled):
                 log.info("partition.settled", partition=partition)
+            for release, partition in batch.decision.filled:
+                self._backfill.done(release, partition)
+                self._metrics.unfilled.set(self._backfill.partitions_left)
+                log.info("release.filled", release=release, partition=partition)
             self._account(batch)
         if failure is None:
             return True
@@ -461,7 +465,9 @@ class UpdateLoop:
             partition: zip(of_partition, self._wires(of_partition), strict=True)
             for partition, of_partition in decision.windows.items()
         }
-        self._topic.commit(windows, decision.rejected, decision.next_offsets, member)
+        self._topic.commit(
+            windows, decision.rejected, decision.next_offsets, member, decision.filled
+        )
 
     def _wires(self, windows: dict[str, bytes]) -> list[bytes | None]:
         return to_wires(list(windows.values()), self._store.codes)
@@ -526,6 +532,7 @@ class UpdateLoop:
     def _fill(self, chunk: Chunk) -> None:
         """Encode some users for a release that joins."""
         began_at = time.monotonic()
+        sent = bool(chunk.user_ids)
         served = self._served.get(chunk.release)
         if chunk.user_ids:
             packed = [self._store.packed(chunk.partition, user_id) for user_id in chunk.user_ids]
@@ -535,17 +542,15 @@ class UpdateLoop:
             self._metrics.backfilled.inc(len(chunk.user_ids))
         elif self._items.owes(chunk.release):
             pass  # readers must not be pointed at it before its items are there
-        elif self.finish() and (at := self._topic.position(chunk.partition)) is not None:
-            # Between batches the position is what is committed; see `_expire_erasures`.
-            with suppress(Outdated):
-                self._topic.report_filled(chunk.release, {chunk.partition: at})
-                self._backfill.done()
-                log.info("release.filled", release=chunk.release, partition=chunk.partition)
+        elif (at := self._topic.position(chunk.partition)) is not None:
+            # What was polled before is what the batches in flight commit before this.
+            filled = [(chunk.release, chunk.partition)]
+            self._send(0, {}, Decision(next_offsets={chunk.partition: at}, filled=filled))
+            sent = True
         now = time.monotonic()
         self._backfill.spent(now - began_at, now)
-        if chunk.user_ids:
+        if sent:
             self._backfill.sent()
-        self._metrics.unfilled.set(self._backfill.partitions_left)
 
     def _update_items(self, work: ItemWork) -> None:
         """Write what became of items, and users whose windows hold them."""

@@ -23,10 +23,12 @@ def test_partitions_are_filled_one_after_the_other_in_chunks() -> None:
         Chunk("r", 0, []),
         Chunk("r", 0, []),
     ]
-    work.done()
+    work.sent()
+    assert work.next(0.0) is None
+    work.done("r", 0)
     assert work.next(0.0) == Chunk("r", 1, ["d"])
     assert work.next(0.0) == Chunk("r", 1, [])
-    work.done()
+    work.done("r", 1)
     assert work.next(0.0) is None
 
 
@@ -87,7 +89,7 @@ def test_a_partition_that_was_taken_over_waits_and_lets_others_go_first() -> Non
     assert work.wait_s(10.0) == 0.0
     assert work.next(10.0) == Chunk("r", 1, ["d"])
     assert work.next(30.0) == Chunk("r", 1, [])
-    work.done()
+    work.done("r", 1)
     assert work.next(30.0) == Chunk("r", 0, ["a", "b"])
     assert work.partitions_left == 1
 
@@ -102,3 +104,15 @@ def test_what_may_be_gone_is_filled_again() -> None:
     work.add("r", [0])
     assert work.partitions_left == 1
     assert work.next(0.0) == Chunk("r", 0, ["a", "b"])
+
+
+def test_a_report_that_comes_when_the_partition_is_gone_ends_no_other() -> None:
+    """It was on its way when the release was withdrawn."""
+    work = backfill()
+    work.add("r", [2])
+    work.add("s", [2])
+    assert work.next(0.0) == Chunk("r", 2, [])
+    work.sent()
+    work.drop_release("r")
+    work.done("r", 2)
+    assert work.next(0.0) == Chunk("s", 2, [])
