@@ -123,6 +123,14 @@ def _with_points(fate: Fate) -> None:
         report_filled(topic, release, offsets)
 
     ClickTopic.report_filled = filled  # type: ignore[method-assign]
+    commit: Callable[..., None] = ClickTopic.commit
+
+    def committed(topic: ClickTopic, *args: Any) -> None:
+        if args[-1]:  # releases and partitions that are filled
+            fate.reach("filled")
+        commit(topic, *args)
+
+    ClickTopic.commit = committed  # type: ignore[method-assign]
     write_batch: Callable[..., None] = UpdateLoop._write_batch
 
     def written(loop: UpdateLoop, batch: Any) -> None:

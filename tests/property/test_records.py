@@ -10,6 +10,8 @@ from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchB
 
 from encoder.records import Record, _block, _varint
 
+_FIRST = -(2**63)  # damage may make an offset negative
+
 data = st.none() | st.binary(max_size=5) | st.binary(min_size=60, max_size=200)
 headers = st.lists(st.tuples(st.text(max_size=3), st.none() | st.binary(max_size=3)), max_size=2)
 records = st.lists(
