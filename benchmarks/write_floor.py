@@ -44,8 +44,7 @@ def alone(
     A call returns when Milvus has logged the rows; it indexes them later, and a server falls behind
     when it is given more than it can keep up with. So each way writes as many rows as the worker
     did, or for a minute and a half, and its time ends when a strong read has them. On a server each
-    way has two turns, of which the mean counts: its upkeep makes one differ from the next by a
-    third.
+    way has two turns, of which the mean counts: one differs from the next with its upkeep.
 
     Args:
         users: rows of each user, of which random users' are written over and over.

@@ -125,10 +125,17 @@ def _with_points(fate: Fate) -> None:
     ClickTopic.report_filled = filled  # type: ignore[method-assign]
     commit: Callable[..., None] = ClickTopic.commit
 
-    def committed(topic: ClickTopic, *args: Any) -> None:
-        if args[-1]:  # releases and partitions that are filled
+    def committed(
+        topic: ClickTopic,
+        windows: Any,
+        rejected: Any,
+        next_offsets: Any,
+        membership: Any,
+        filled: Any = (),
+    ) -> None:
+        if filled:
             fate.reach("filled")
-        commit(topic, *args)
+        commit(topic, windows, rejected, next_offsets, membership, filled)
 
     ClickTopic.commit = committed  # type: ignore[method-assign]
     write_batch: Callable[..., None] = UpdateLoop._write_batch
