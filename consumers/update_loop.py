@@ -353,6 +353,7 @@ class UpdateLoop:
             self._items.drop_partition(partition)
             with suppress(KeyError):  # no lag was ever reported
                 self._metrics.lag.remove(str(partition))
+            self._metrics.unfilled.set(self._backfill.partitions_left)
         self._gained = (self._gained - change.lost) | change.gained
         if self._gained:
             started = self._expire_at = self._clock()
