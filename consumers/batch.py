@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from operator import attrgetter
+from typing import Final
 
-from consumers.packed_window import merge_clicks
+from consumers.bulk_merge import UserEvents, merge_events
 from consumers.window_store import WindowStore
 from encoder.click import Click, RejectedClick, parse_record
+from encoder.plain_clicks import TOGETHER, parse_plain
 from encoder.records import Record
-from encoder.window import NEVER
+
+_PARTITION: Final = attrgetter("partition")
+_OFFSET: Final = attrgetter("offset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +88,33 @@ def decide(
         max_future_ms: see `encoder.click.parse_record`.
     """
     decision = Decision()
-    clicks: dict[int, dict[str, list[tuple[int, str]]]] = {}  # by partition and user
-    erased_at_ms: dict[tuple[int, str], int] = {}
+    events: dict[int, UserEvents] = {}
+    for partition, grouped in groupby(records, key=_PARTITION):
+        run = list(grouped)
+        following = max(map(_OFFSET, run)) + 1
+        decision.next_offsets[partition] = max(following, decision.next_offsets.get(partition, 0))
+        of_partition = events.setdefault(partition, UserEvents())
+        for start in range(0, len(run), TOGETHER):
+            _gather(run[start : start + TOGETHER], of_partition, decision, max_future_ms)
+    for partition, of_partition in events.items():
+        packed = partial(store.packed, partition)
+        changed = merge_events(packed, of_partition, store.codes, length=window_length)
+        if changed:
+            decision.windows[partition] = changed
+    return decision
+
+
+def _gather(
+    records: Sequence[Record], events: UserEvents, decision: Decision, max_future_ms: int
+) -> None:
+    """Read records of one partition, all at once where that can be."""
+    _, _, produced_ms, keys, values, _ = zip(*records, strict=True)
+    plain = parse_plain(keys, values, [at_ms + max_future_ms for at_ms in produced_ms])
+    if plain is not None:
+        events.click_all(plain)
+        decision.clicks += len(records)
+        return
     for record in records:
-        partition = record.partition
-        following = record.offset + 1
-        if following > decision.next_offsets.get(partition, 0):
-            decision.next_offsets[partition] = following
         try:
             event = parse_record(
                 record.key, record.value, record.timestamp, max_future_ms=max_future_ms
@@ -95,24 +122,10 @@ def decide(
         except RejectedClick as exc:
             decision.rejected.append(Rejected(record, exc.reason, exc.detail))
             continue
-        of_user = clicks.setdefault(partition, {}).setdefault(event.user_id, [])
         if isinstance(event, Click):
-            of_user.append((event.timestamp_ms, event.item_id))
+            events.click(event.user_id, event.item_id, event.timestamp_ms)
             decision.clicks += 1
         else:
-            at = (partition, event.user_id)
-            erased_at_ms[at] = max(erased_at_ms.get(at, NEVER), event.up_to_ms)
+            events.erase(event.user_id, event.up_to_ms)
             decision.erasures += 1
             decision.erased_users.add(event.user_id)
-    codes = store.codes
-    for partition, users in clicks.items():
-        changed: dict[str, bytes] = {}
-        for user_id, of_user in users.items():
-            before = store.packed(partition, user_id)
-            erased = erased_at_ms.get((partition, user_id), NEVER) if erased_at_ms else NEVER
-            after = merge_clicks(before, of_user, codes, length=window_length, erased_at_ms=erased)
-            if after is not before:
-                changed[user_id] = after
-        if changed:
-            decision.windows[partition] = changed
-    return decision

@@ -57,15 +57,17 @@ class WindowEncoder:
                 for certain; None for a user, or for all, of whom any row may be there.
         """
         rows, used = compute_interests(self._encoder, user_ids, self._columns(packed))
-        ends = np.full(len(user_ids), self._encoder.release.manifest.interests)
-        known = [(n, window) for n, window in enumerate(before or ()) if window is not None]
+        slots = self._encoder.release.manifest.interests
+        ends = np.full(len(user_ids), slots)
+        fewer = np.flatnonzero(used < slots).tolist()
+        known = [(n, window) for n in fewer if before and (window := before[n]) is not None]
         if known:
             places, windows = zip(*known, strict=True)
             ends[list(places)] = self.counts(windows)
         stale_keys = [
-            interest_key(user_id, slot)
-            for user_id, first, end in zip(user_ids, used.tolist(), ends.tolist(), strict=True)
-            for slot in range(first, end)
+            interest_key(user_ids[n], slot)
+            for n in np.flatnonzero(used < ends).tolist()
+            for slot in range(used[n], ends[n])
         ]
         return Encoded(rows, stale_keys)
 

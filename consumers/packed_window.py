@@ -116,7 +116,7 @@ def merge_clicks(
         return pack(merge(before, Window(tuple(clicks), erased_at_ms), length=length), codes)
     fresh = [click for click in clicks if click[0] > erased_before]
     if not fresh:
-        return _newest(packed, length)
+        return newest(packed, length)
     if len(fresh) > 1:
         fresh = sorted(set(fresh))
     # Those before `end` are older than every new click; those after it may have to move.
@@ -125,11 +125,11 @@ def merge_clicks(
         end -= _CLICK.size
     if end < len(packed):
         fresh = sorted({*fresh, *_clicks(packed, end, codes)})
-    after = _newest(packed[:end] + _packed_clicks(fresh[-length:], codes), length)
+    after = newest(packed[:end] + _packed_clicks(fresh[-length:], codes), length)
     return packed if after == packed else after
 
 
-def _newest(packed: bytes, length: int) -> bytes:
+def newest(packed: bytes, length: int) -> bytes:
     """Without the oldest clicks beyond so many."""
     surplus = (len(packed) - _FIRST) - length * _CLICK.size
     return packed[:_FIRST] + packed[_FIRST + surplus :] if surplus > 0 else packed

@@ -113,7 +113,7 @@ _Short = Annotated[
 ]
 
 
-class _Plain(TypedDict):
+class PlainClick(TypedDict):
     """What most clicks are: short ids, and milliseconds. Checked without calling into Python."""
 
     user_id: _Short
@@ -122,7 +122,7 @@ class _Plain(TypedDict):
     event_id: NotRequired[Annotated[str, Strict()] | None]
 
 
-_PLAIN: Final = TypeAdapter(_Plain).validator
+_PLAIN: Final = TypeAdapter(PlainClick).validator
 
 
 class Click(NamedTuple):

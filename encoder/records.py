@@ -20,9 +20,12 @@ from kafka.protocol.consumer import IsolationLevel
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.util import decode_varint
 
+from encoder.record_columns import read_columns
+
 Headers = tuple[tuple[str, bytes | None], ...]
 
 _TWO_BYTES: Final = 0x80  # what the first byte of a longer number is at least
+_MANY: Final = 32  # records of a batch, from which on they are read at once
 
 
 class Record(NamedTuple):
@@ -139,9 +142,22 @@ def _block(partition: int, batch: DefaultRecordBatch, first_offset: int) -> Reco
     buffer, at = bytes(batch._buffer), batch._pos
     base, since_ms = batch.base_offset, batch.first_timestamp
     appended_ms = batch.max_timestamp if batch.timestamp_type else None
+    count = batch.records_count
+    if count >= _MANY and base >= first_offset:
+        columns = read_columns(buffer, at, count)
+        if columns is not None:
+            times = [since_ms + since for since in columns.since_ms.tolist()]
+            return RecordBlock(
+                partition,
+                [base + ahead for ahead in columns.ahead.tolist()],
+                times if appended_ms is None else [appended_ms] * count,
+                columns.keys,
+                columns.values,
+                [()] * count,
+            )
     block = RecordBlock(partition, [], [], [], [], [])
     try:
-        for _ in range(batch.records_count):
+        for _ in range(count):
             length, at = _varint(buffer, at)
             end = at + length
             since, at = _varint(buffer, at + 1)  # a byte of attributes, which has no meaning yet

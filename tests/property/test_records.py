@@ -3,11 +3,13 @@
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from kafka.errors import CorruptRecordError
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
+from encoder import records as records_module
+from encoder.record_columns import read_columns
 from encoder.records import Record, _block, _varint
 
 _FIRST = -(2**63)  # damage may make an offset negative
@@ -28,6 +30,21 @@ def batch_of(given_records: list[Any], codec: int) -> bytes:
 
 def read(raw: bytes, first_offset: int = 0) -> list[Record]:
     return list(_block(5, DefaultRecordBatch(raw), first_offset).records())
+
+
+def read_at_once(raw: bytes) -> list[Record] | None:
+    """None where that is left to the way from record to record."""
+    batch = DefaultRecordBatch(raw)
+    batch._maybe_uncompress()
+    found = read_columns(bytes(batch._buffer), batch._pos, batch.records_count)
+    if found is None:
+        return None
+    return [
+        Record(5, batch.base_offset + ahead, batch.first_timestamp + since, key, value)
+        for since, ahead, key, value in zip(
+            found.since_ms.tolist(), found.ahead.tolist(), found.keys, found.values, strict=True
+        )
+    ]
 
 
 def attributes(raw: bytearray) -> set[int]:
@@ -74,6 +91,32 @@ def test_damage_is_told_as_by_kafka_python(given_records: list[Any], drawn: st.D
             read(bytes(raw))
     else:
         assert read(bytes(raw)) == expected
+
+
+@settings(max_examples=500)
+@given(records, st.data())
+def test_what_is_read_at_once_is_the_same(given_records: list[Any], drawn: st.DataObject) -> None:
+    """Sound records without headers are read so; of damaged ones, none that are not as they are."""
+    plain = [(timestamp, key, value, []) for timestamp, key, value, _ in given_records]
+    raw = bytearray(batch_of(plain, 0))
+    assert read_at_once(bytes(raw)) == read_by_kafka_python(bytes(raw))
+    at = min(attributes(raw)) + drawn.draw(st.integers(1, 6))  # the numbers before the first value
+    raw[min(at, len(raw) - 1)] = drawn.draw(st.integers(0, 255))
+    if (found := read_at_once(bytes(raw))) is not None:
+        assert found == read(bytes(raw))
+    raw = bytearray(batch_of(given_records, 0))
+    with_headers = any(of_record for *_, of_record in given_records)
+    assert (read_at_once(bytes(raw)) is None) == with_headers
+
+
+def test_many_records_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From their first offset on; record by record where some of them are not asked for."""
+    plain = [(number, b"k%d" % number, None if number % 3 else b"v", []) for number in range(100)]
+    raw = batch_of(plain, 3)
+    expected = read_by_kafka_python(raw)
+    assert read(raw, 40) == expected[40:]
+    monkeypatch.setattr(records_module, "_varint", None)
+    assert read(raw) == expected
 
 
 def test_a_header_name_may_be_any_bytes() -> None:
