@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
@@ -19,10 +20,11 @@ from milvus_lite import db
 from milvus_lite.adapter.grpc import servicer
 from milvus_lite.cmdline import main
 from milvus_lite.constants import DEFAULT_PARTITION
-from milvus_lite.engine import collection, recovery
+from milvus_lite.engine import collection, flush, recovery
 from milvus_lite.engine.collection import Collection
 from milvus_lite.engine.operation import InsertOp
 
+from encoder.milvus_lite_files import Move
 from encoder.milvus_lite_memory import ColumnMemTable
 from encoder.milvus_lite_rows import RequestRows
 from encoder.turns import take_turns
@@ -38,11 +40,17 @@ class SafeCollection(Collection):  # type: ignore[misc]  # the package has no ty
     """A collection that several threads may write and read at the same time."""
 
     _next_seq: int
+    _wal: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Open it as the package does."""
         self._writes = threading.RLock()  # taken before `_maintenance_lock`
+        self._move: Move | None = None
+        self._past_logs: list[Any] = []  # of moves that failed
+        self._mover = ThreadPoolExecutor(1, "move")
+        self._opened = False
         super().__init__(*args, **kwargs)
+        self._opened = True
 
     def insert(
         self, records: RequestRows | list[Any], partition_name: str = DEFAULT_PARTITION
@@ -68,8 +76,7 @@ class SafeCollection(Collection):  # type: ignore[misc]  # the package has no ty
         }
         batch = pa.RecordBatch.from_pydict({**own, **columns}, schema=self._wal_data_schema)
         self._apply(InsertOp(partition=partition, batch=batch))
-        if self._should_flush():
-            self._trigger_flush()
+        self._move_on()
         return columns[self._pk_name].to_pylist()
 
     def upsert(
@@ -93,6 +100,10 @@ class SafeCollection(Collection):  # type: ignore[misc]  # the package has no ty
     def discard(self) -> None:
         """Forget rows in memory and what is to be compacted; closing would write and index them."""
         with self._writes, self._maintenance_lock:
+            if self._move is not None:
+                self._move.give_up()
+                self._move = None
+            self._mover.shutdown()
             self._memtable = collection.MemTable(self._schema)
             self._bg_closed = True
             self._bg_executor.shutdown(wait=False, cancel_futures=True)
@@ -112,10 +123,78 @@ class SafeCollection(Collection):  # type: ignore[misc]  # the package has no ty
     def _num_entities(self, *args: Any, **kwargs: Any) -> Any:
         return self._undisturbed(lambda: super(SafeCollection, self)._num_entities(*args, **kwargs))
 
+    def close(self) -> None:
+        """With all rows in files."""
+        with self._writes:
+            super().close()
+            self._mover.shutdown()
+
+    def _should_flush(self) -> bool:
+        if not self._opened:  # logs that were left have too much: a file of them at once
+            return bool(super()._should_flush())
+        self._move_on()
+        return False
+
+    def _move_on(self) -> None:
+        """Begin to move rows into files, or take the files over: what is due after each write."""
+        limit = collection.MEMTABLE_MEMORY_LIMIT
+        if self._move is not None and (
+            self._move.ready or self._memtable.estimated_memory_bytes >= 2 * limit
+        ):
+            self._end_move(self._move)
+        if self._move is None and super()._should_flush():
+            log, self._wal = self._wal, self._next_log()
+            self._move = Move.begin(self._mover, self._memtable, log, self)
+
     def _trigger_flush(self) -> None:
-        # Readers take what is in files under this lock: now not between the two.
-        with self._maintenance_lock:
+        # Nobody writes, and readers take what is in files under the second lock: now not between.
+        with self._writes, self._maintenance_lock:
+            if self._move is not None:
+                self._end_move(self._move)
             super()._trigger_flush()
+            self._close_past_logs()
+
+    def _next_log(self) -> Any:
+        return collection.WAL(
+            wal_dir=self._wal.wal_dir,
+            wal_data_schema=self._wal_data_schema,
+            wal_delta_schema=self._wal_delta_schema,
+            wal_number=self._wal.number + 1,
+        )
+
+    def _end_move(self, move: Move) -> None:
+        """Take the files of a move over, whose rows leave memory; waits until they are written.
+
+        Raises:
+            Whatever writing them raised: memory still has all, and another move may begin.
+        """
+        self._move = None
+        self._past_logs.append(move.log)
+        files = move.files()
+        memory = self._memtable.since(move.frozen)
+        with self._maintenance_lock:
+            for one in files:
+                if one.deletions_file is not None:
+                    self._delta_index.add_table(one.deleted)
+                    self._manifest.add_delta_file(one.partition, one.deletions_file)
+                if one.rows_file is not None:
+                    self._manifest.add_data_file(one.partition, one.rows_file)
+            self._manifest.current_seq = move.frozen.max_seq
+            self._manifest.active_wal_number = self._wal.number
+            self._manifest.save()
+            for one in files:
+                if one.rows_file is not None:
+                    self._segment_cache[one.partition, one.rows_file] = one.segment
+            self._memtable = memory
+            self._recovered_wal_bytes = 0
+        self._close_past_logs()
+        flush._cleanup_old_wals(self._wal.wal_dir, move.log.number)
+        self._schedule_bg_maintenance()
+
+    def _close_past_logs(self) -> None:
+        for log in self._past_logs:
+            log.close_and_delete()
+        self._past_logs.clear()
 
     def _undisturbed(self, read: Callable[[], T]) -> T:
         """Read again if rows went into a file meanwhile; in the end, when none can."""

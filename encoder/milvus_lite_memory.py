@@ -7,13 +7,16 @@ which nobody reads or writes (docs/decisions/0023-milvus-lite.md).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from itertools import count, islice, repeat
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from milvus_lite.storage.memtable import MemTable
 from numpy.typing import NDArray
+
+AT_ONCE: Final = 5_000  # rows of a step in which no other thread can run
 
 Tables = dict[str, tuple[pa.Table | None, pa.Table | None]]
 """By partition of a collection: the rows, and the keys that were deleted; None where none are."""
@@ -28,6 +31,61 @@ class ColumnMemTable(MemTable):  # type: ignore[misc]  # the package has no type
     """The package's in all else."""
 
     _pk_index: dict[Any, tuple[int, int, int]]  # number of the batch, of the row in it, and `_seq`
+    _newest = -1  # the highest `_seq` of all that was ever applied
+
+    def apply_insert(self, batch: pa.RecordBatch) -> None:
+        """All at once where each row is newer than everything here, and nothing was deleted."""
+        with self._lock:
+            numbers = batch.column("_seq").to_numpy() if batch.num_rows else np.zeros(0, np.uint64)
+            in_order = len(numbers) > 0 and bool(np.all(numbers[1:] > numbers[:-1]))
+            newest, self._newest = self._newest, max(self._newest, int(numbers.max(initial=0)))
+            if not in_order or int(numbers[0]) <= newest or self._delete_index:
+                super().apply_insert(batch)
+                return
+            self._validate_insert_schema(batch)
+            places = zip(repeat(len(self._insert_batches)), count(), numbers.tolist(), strict=False)
+            self._pk_index.update(
+                zip(batch.column(self._pk_name).to_pylist(), places, strict=False)
+            )
+            self._insert_batches.append(batch)
+            self._insert_bytes += batch.get_total_buffer_size()
+
+    def apply_delete(self, batch: pa.RecordBatch) -> None:
+        """As the package does it."""
+        with self._lock:
+            if batch.num_rows:
+                self._newest = max(self._newest, batch.column("_seq")[0].as_py())
+            super().apply_delete(batch)
+
+    def frozen(self) -> ColumnMemTable:
+        """What is here now, to be read and written to files by another thread."""
+        with self._lock:
+            copy = ColumnMemTable(self._schema)
+            copy._insert_batches = self._insert_batches.copy()
+            copy._pk_index = self._pk_index.copy()
+            copy._delete_index = self._delete_index.copy()
+            copy._newest = self._newest
+            return copy
+
+    def since(self, frozen: ColumnMemTable) -> ColumnMemTable:
+        """What came after `frozen` was made of this; nobody may write to it meanwhile."""
+        first, newest = len(frozen._insert_batches), frozen._newest
+        rest = ColumnMemTable(self._schema)
+        rest._insert_batches = self._insert_batches[first:]
+        rest._pk_index = {
+            key: (batch - first, row, number)
+            for key, (batch, row, number) in self._pk_index.items()
+            if batch >= first
+        }
+        rest._delete_index = {
+            key: entry for key, entry in self._delete_index.items() if entry[0] > newest
+        }
+        rest._newest = self._newest
+        rest._insert_bytes = sum(one.get_total_buffer_size() for one in rest._insert_batches)
+        rest._delete_bytes = sum(
+            self._delete_entry_bytes(key, entry) for key, entry in rest._delete_index.items()
+        )
+        return rest
 
     def flush(self, known_partitions: Sequence[str] | None = None) -> Tables:
         """The same tables as the package's, rows in the same order."""
@@ -83,11 +141,14 @@ class ColumnMemTable(MemTable):  # type: ignore[misc]  # the package has no type
     def _rows_by_partition(self) -> Iterator[tuple[str, pa.Table]]:
         if not self._pk_index:
             return
-        batch, row, _ = np.array(list(self._pk_index.values()), np.int64).T
+        live = iter(self._pk_index.values())
+        parts = iter(lambda: list(islice(live, AT_ONCE)), [])
+        batch, row, _ = np.concatenate([np.array(part, np.int64) for part in parts]).T
         sizes = [one.num_rows for one in self._insert_batches]
         starts = np.cumsum([0, *sizes[:-1]])
         rows = pa.Table.from_batches(self._insert_batches).take(pa.array(starts[batch] + row))
         partitions = rows["_partition"]
-        for partition in partitions.unique():
-            own = rows.filter(pc.equal(partitions, partition))
+        found = partitions.unique()
+        for partition in found:
+            own = rows if len(found) == 1 else rows.filter(pc.equal(partitions, partition))
             yield partition.as_py(), own.select(self._data_schema.names).cast(self._data_schema)

@@ -1,5 +1,6 @@
 """Milvus Lite as we run it: what was acknowledged is read and kept, whatever other threads do."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from milvus_lite.db import MilvusLite
 from milvus_lite.engine import collection as package
 
 from deploy.local_milvus import LocalMilvusLite
+from encoder import milvus_lite_files as files
 from encoder.interest_index import InterestIndex
 from encoder.milvus_lite import SafeCollection, use_safe_collections
 from encoder.milvus_lite_memory import ColumnMemTable
@@ -161,6 +163,148 @@ def test_what_threads_write_at_the_same_time_is_kept(
             one.result()
     for name, version in writers.items():
         assert [row["version"] for row in rows.get(ids[name])] == [version] * 50
+
+
+@pytest.fixture
+def moving(rows: SafeCollection, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Rows on their way into files, which are not written before this is set."""
+    write, go_on = files._write_files, threading.Event()
+
+    def write_later(*args: Any) -> Any:
+        go_on.wait(20)
+        return write(*args)
+
+    monkeypatch.setattr(files, "_write_files", write_later)
+    with monkeypatch.context() as patched:
+        patched.setattr(package, "MEMTABLE_MEMORY_LIMIT", 1)
+        rows.insert(versions(2, _IDS[:1]))
+    assert rows._move is not None
+    yield go_on
+    go_on.set()
+
+
+def test_who_reads_and_writes_does_not_wait_for_files(
+    rows: SafeCollection, moving: threading.Event
+) -> None:
+    """What is written and deleted meanwhile is newer than what the files have."""
+    rows.insert(versions(3, _IDS[1:3]))
+    rows.delete(_IDS[3:5])
+    expected = dict.fromkeys(_IDS, 1) | {_IDS[0]: 2, _IDS[1]: 3, _IDS[2]: 3}
+    del expected[_IDS[3]], expected[_IDS[4]]
+
+    def read() -> None:
+        assert {row["id"]: row["version"] for row in rows.get(_IDS)} == expected
+        assert len(rows.query('id >= ""', output_fields=["id"])) == len(expected)
+        assert len(rows.search([[1.0, 0.0]], top_k=100)[0]) == len(expected)
+        assert rows.num_entities == len(expected)
+
+    read()
+    assert not rows._segment_cache
+    moving.set()
+    wait([rows._move._files])  # type: ignore[union-attr]
+    read()
+    rows.insert(versions(4, ["another"]))
+    expected["another"] = 4
+    assert rows._move is None
+    assert len(rows._segment_cache) == 1
+    assert len(rows._memtable._pk_index) == 3
+    more = [*_IDS, "another"]
+    assert {row["id"]: row["version"] for row in rows.get(more)} == expected
+    rows.flush()
+    assert {row["id"]: row["version"] for row in rows.get(more)} == expected
+
+
+def test_a_file_is_to_readers_what_the_package_reads_back(
+    rows: SafeCollection, moving: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without reading it."""
+    monkeypatch.setattr(files, "AT_ONCE", 7)
+    moving.set()
+    assert rows._move is not None
+    (written,) = rows._move.files()
+    ours = written.segment
+    assert ours is not None
+    read = package.Segment.load(ours.file_path, "_default", "id", "vector")
+    assert ours.pks == read.pks
+    assert ours.pk_to_row == read.pk_to_row
+    assert ours.table.equals(read.table)
+    for one, other in ((ours.seqs, read.seqs), (ours.vectors, read.vectors)):
+        np.testing.assert_array_equal(one, other, strict=True)
+    assert (ours.vector_null_mask, read.vector_null_mask) == (None, None)
+    assert (ours.partition, ours._vector_field) == (read.partition, read._vector_field)
+
+
+@pytest.mark.parametrize("moment", ["not written", "written", "taken over"])
+def test_a_crash_while_rows_move_loses_none(
+    rows: SafeCollection, moving: threading.Event, tmp_path: Path, moment: str
+) -> None:
+    """Before there are files of them, before anything names the files, and when they have left."""
+    rows.insert(versions(3, _IDS[1:2]))
+    if moment != "not written":
+        moving.set()
+        wait([rows._move._files])  # type: ignore[union-attr]
+    if moment == "taken over":
+        rows.insert(versions(3, _IDS[1:2]))
+        assert rows._move is None
+    shutil.copytree(tmp_path / "lite.db", tmp_path / "left.db", ignore=lambda *_: {"LOCK"})
+    left = MilvusLite(str(tmp_path / "left.db"))
+    found = left.get_collection("rows")
+    found.load()
+    expected = dict.fromkeys(_IDS, 1) | {_IDS[0]: 2, _IDS[1]: 3}
+    assert {row["id"]: row["version"] for row in found.get(_IDS)} == expected
+    left.close()
+
+
+def test_logs_with_too_much_are_made_a_file_of_when_they_are_opened(
+    rows: SafeCollection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nobody writes afterwards."""
+    shutil.copytree(tmp_path / "lite.db", tmp_path / "left.db", ignore=lambda *_: {"LOCK"})
+    monkeypatch.setattr(package, "WAL_SIZE_LIMIT", 1)
+    left = MilvusLite(str(tmp_path / "left.db"))
+    found = left.get_collection("rows")
+    found.load()
+    assert len(found._segment_cache) == 1
+    assert len(found.get(_IDS)) == len(_IDS)
+    left.close()
+
+
+def test_files_that_cannot_be_written_are_told_and_tried_again(
+    rows: SafeCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By who writes next; memory and its logs keep the rows until then."""
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(package, "MEMTABLE_MEMORY_LIMIT", 1)
+        patched.setattr(files, "_write_files", full)
+        rows.insert(versions(2))
+        wait([rows._move._files])  # type: ignore[union-attr]
+        with pytest.raises(OSError, match="no space left"):
+            rows.insert(versions(3))
+    logs = Path(rows.data_dir, "wal")
+    assert len(list(logs.glob("wal_data_*"))) == 2
+    assert {row["version"] for row in rows.get(_IDS)} == {3}
+    rows.flush()
+    assert {row["version"] for row in rows.get(_IDS)} == {3}
+    assert not list(logs.glob("wal_data_*"))
+
+
+def test_memory_is_bounded_though_files_take_long(
+    rows: SafeCollection, moving: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who writes waits for them once there is twice as much."""
+    monkeypatch.setattr(package, "MEMTABLE_MEMORY_LIMIT", rows._memtable.estimated_memory_bytes)
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(lambda: [rows.insert(versions(number)) for number in range(3, 30)])
+        time.sleep(0.3)
+        assert not asked.done()
+        assert rows._memtable.estimated_memory_bytes < 3 * package.MEMTABLE_MEMORY_LIMIT
+        moving.set()
+        asked.result()
+    assert {row["version"] for row in rows.get(_IDS)} == {29}
 
 
 def test_memory_is_made_a_file_of_column_by_column(rows: SafeCollection) -> None:

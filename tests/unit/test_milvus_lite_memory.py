@@ -109,3 +109,31 @@ def test_candidates_are_those_of_the_package(
     counted = ours.to_search_arrays("vector", partitions)
     assert counted[0] == expected[0]
     np.testing.assert_array_equal(counted[1], expected[1], strict=True)
+
+
+@given(st.lists(inserts | deletes, max_size=9), st.lists(inserts | deletes, max_size=9))
+def test_memory_is_what_was_frozen_and_what_came_since(
+    before: list[tuple[str, str, list[str]]], after: list[tuple[str, str, list[str]]]
+) -> None:
+    """Newer rows and deletions over older ones, as a reader puts files and memory together."""
+    memory, seq = ColumnMemTable(SCHEMA), 0
+    for call in before:
+        seq = apply(memory, seq, *call)
+    frozen = memory.frozen()
+    as_it_was = frozen.pk_index_snapshot()
+    for call in after:
+        seq = apply(memory, seq, *call)
+    rest = memory.since(frozen)
+    assert frozen.pk_index_snapshot() == as_it_was
+    put_together = {key: number for key, (_, _, number) in as_it_was}
+    for key in rest.delete_index_snapshot():
+        put_together.pop(key, None)
+    put_together |= {key: number for key, (_, _, number) in rest.pk_index_snapshot()}
+    assert put_together == {key: number for key, (_, _, number) in memory.pk_index_snapshot()}
+    for key, _ in rest.pk_index_snapshot():
+        assert rest.get(key) == memory.get(key)
+    assert rest.max_seq == (memory.max_seq if after else -1)
+    fresh = ColumnMemTable(SCHEMA)
+    for batch in rest._insert_batches:
+        fresh.apply_insert(batch)
+    assert rest.estimated_memory_bytes - fresh.estimated_memory_bytes == rest._delete_bytes
