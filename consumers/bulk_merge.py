@@ -7,18 +7,14 @@ outcome is equal.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 
-from consumers.packed_window import CLICK_DTYPE, EMPTY, ItemCodes, merge_clicks, newest
+from consumers.packed_window import CLICK_DTYPE, EMPTY, ItemCodes, merge_clicks, newest, newest_ms
 from encoder.plain_clicks import PlainClicks
 from encoder.window import NEVER
-
-_TIME: Final = struct.Struct("<q")
 
 
 @dataclass(slots=True)
@@ -97,12 +93,11 @@ def merge_events(
         places, tied.tolist(), times[starts].tolist(), starts.tolist(), ends.tolist(), strict=True
     ):
         before = packed(user_id)
-        known = len(before) > len(EMPTY)
         if (
             odd
             or user_id in events.erased_at_ms
             or not before.startswith(EMPTY)
-            or (known and _TIME.unpack_from(before, len(before) - size)[0] >= oldest_ms)
+            or newest_ms(before) >= oldest_ms
         ):
             of_user = clicks[start:end].tolist()
             merge(user_id, before, [(at, codes.item(code)) for at, code in of_user])

@@ -102,7 +102,9 @@ class SafeCollection(Collection):  # type: ignore[misc]  # the package has no ty
         with self._writes, self._maintenance_lock:
             if self._move is not None:
                 self._move.give_up()
+                self._past_logs.append(self._move.log)
                 self._move = None
+            self._close_past_logs()
             self._mover.shutdown()
             self._memtable = collection.MemTable(self._schema)
             self._bg_closed = True

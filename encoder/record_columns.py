@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MORE: Final = 0x80  # in a byte of a number after which there is another one
-_LONGEST: Final = 9  # bytes of a number; longer ones are beyond 63 bits
+_TOO_LONG: Final = 9  # bytes of a number that is left to be read by itself
 
 Numbers = NDArray[np.int64]
 
@@ -89,7 +89,7 @@ def _numbers(raw: NDArray[np.uint8], places: Numbers) -> tuple[Numbers, Numbers]
     byte = raw[places].astype(np.int64)
     found, places = byte & 0x7F, places + 1
     longer = byte >= _MORE
-    for size in range(1, _LONGEST):
+    for size in range(1, _TOO_LONG):
         if not longer.any():
             return (found >> 1) ^ -(found & 1), places
         byte = np.where(longer, raw[np.where(longer, places, 0)], 0).astype(np.int64)

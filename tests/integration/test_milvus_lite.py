@@ -269,6 +269,19 @@ def test_logs_with_too_much_are_made_a_file_of_when_they_are_opened(
     left.close()
 
 
+def test_what_is_dropped_while_it_moves_leaves_nothing(
+    database: MilvusLite, rows: SafeCollection, moving: threading.Event
+) -> None:
+    """Neither files nor an open log; and the name is free."""
+    assert rows._move is not None
+    log = rows._move.log
+    moving.set()
+    database.drop_collection("rows")
+    assert log._closed
+    assert not Path(rows.data_dir).exists()
+    assert len(made(database).get(_IDS)) == len(_IDS)
+
+
 def test_files_that_cannot_be_written_are_told_and_tried_again(
     rows: SafeCollection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
