@@ -28,7 +28,7 @@ def batch_of(given_records: list[Any], codec: int) -> bytes:
     return bytes(builder.build())
 
 
-def read(raw: bytes, first_offset: int = 0) -> list[Record]:
+def read(raw: bytes, first_offset: int = _FIRST) -> list[Record]:
     return list(_block(5, DefaultRecordBatch(raw), first_offset).records())
 
 
