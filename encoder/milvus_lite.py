@@ -24,6 +24,7 @@ from milvus_lite.engine import collection, flush, recovery
 from milvus_lite.engine.collection import Collection
 from milvus_lite.engine.operation import InsertOp
 
+from encoder.milvus_lite_compaction import merge_files
 from encoder.milvus_lite_files import Move
 from encoder.milvus_lite_memory import ColumnMemTable
 from encoder.milvus_lite_rows import RequestRows
@@ -177,7 +178,7 @@ class SafeCollection(Collection):  # type: ignore[misc]  # the package has no ty
         with self._maintenance_lock:
             for one in files:
                 if one.deletions_file is not None:
-                    self._delta_index.add_table(one.deleted)
+                    self._delta_index._map.update(one.deleted)  # all newer than what is there
                     self._manifest.add_delta_file(one.partition, one.deletions_file)
                 if one.rows_file is not None:
                     self._manifest.add_data_file(one.partition, one.rows_file)
@@ -197,6 +198,22 @@ class SafeCollection(Collection):  # type: ignore[misc]  # the package has no ty
         for log in self._past_logs:
             log.close_and_delete()
         self._past_logs.clear()
+
+    def _bg_compact_and_index(self) -> None:
+        """Merge what is due without keeping anyone waiting; then index as the package does."""
+        try:
+            while merge_files(self):
+                pass
+            with self._maintenance_lock:
+                self._cleanup_orphan_index_files()
+            self._ensure_loaded_segments_indexed()
+        except Exception:  # as the package has it: what failed is due again after the next move
+            collection.logger.exception("files were not merged or indexed")
+
+    def _read_snapshot(self) -> tuple[tuple[Any, ...], Any]:
+        """Without a copy of all deletions: they are added to, or replaced, but not taken away."""
+        with self._maintenance_lock:
+            return tuple(self._segment_cache.values()), self._delta_index
 
     def _undisturbed(self, read: Callable[[], T]) -> T:
         """Read again if rows went into a file meanwhile; in the end, when none can."""

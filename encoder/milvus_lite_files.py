@@ -27,14 +27,14 @@ class WrittenFile(NamedTuple):
     """Files of one partition that no manifest names yet; None where there was nothing for them.
 
     Attributes:
-        deleted: the keys in the file of deletions, as a table.
+        deleted: what is in the file of deletions, by key the number of its last one.
         segment: the file of rows as readers have it.
     """
 
     partition: str
     rows_file: str | None
     deletions_file: str | None
-    deleted: Any
+    deleted: dict[Any, int]
     segment: Segment | None
 
 
@@ -85,27 +85,29 @@ def _write_files(frozen: ColumnMemTable, collection: Any) -> list[WrittenFile]:
         folder = Path(collection.data_dir, "partitions", partition)
         rows_file = deletions_file = loaded = None
         if rows is not None and rows.num_rows:
-            rows_file = flush.write_data_file(rows, str(folder), *_bounds(rows))
-            loaded = _segment(str(folder / rows_file), partition, rows, collection)
+            rows_file = flush.write_data_file(rows, str(folder), *lowest_and_highest(rows))
+            loaded = segment_of(str(folder / rows_file), partition, rows, collection)
+        numbers: dict[Any, int] = {}
         if deleted is not None and deleted.num_rows:
-            deletions_file = flush.write_delta_file(deleted, str(folder), *_bounds(deleted))
-        written.append(WrittenFile(partition, rows_file, deletions_file, deleted, loaded))
+            bounds = lowest_and_highest(deleted)
+            deletions_file = flush.write_delta_file(deleted, str(folder), *bounds)
+            keys = _listed(deleted.column(collection._pk_name))
+            numbers = dict(zip(keys, _listed(deleted.column("_seq")), strict=True))
+        written.append(WrittenFile(partition, rows_file, deletions_file, numbers, loaded))
     return written
 
 
-def _segment(path: str, partition: str, rows: pa.Table, collection: Any) -> Segment:
-    """What the package's `Segment.load` makes of the file, out of what was written into it."""
+def segment_of(path: str, partition: str, rows: pa.Table, collection: Any) -> Segment:
+    """What the package's `Segment.load` makes of a file, out of what was written into it."""
     vectors, valid = np.zeros((rows.num_rows, 0), np.float32), None
     if collection._vector_name is not None:
         vectors, valid = segment._extract_vector_array(rows.column(collection._vector_name))
-    keys = rows.column(collection._pk_name)
-    steps = range(0, rows.num_rows, AT_ONCE)
     return Segment(
         file_path=path,
         partition=partition,
         pk_field=collection._pk_name,
         vector_field=collection._vector_name or "",
-        pks=[key for start in steps for key in keys.slice(start, AT_ONCE).to_pylist()],
+        pks=_listed(rows.column(collection._pk_name)),
         seqs=rows.column("_seq").to_numpy().astype(np.uint64),
         vectors=vectors,
         table=rows,
@@ -113,7 +115,12 @@ def _segment(path: str, partition: str, rows: pa.Table, collection: Any) -> Segm
     )
 
 
-def _bounds(table: pa.Table) -> tuple[int, int]:
-    """The lowest and the highest number."""
+def _listed(column: Any) -> list[Any]:
+    steps = range(0, len(column), AT_ONCE)
+    return [value for start in steps for value in column.slice(start, AT_ONCE).to_pylist()]
+
+
+def lowest_and_highest(table: pa.Table) -> tuple[int, int]:
+    """Of the rows' numbers."""
     found: Any = pc.min_max(table["_seq"]).as_py()
     return found["min"], found["max"]

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from milvus_lite.db import MilvusLite
 
 from deploy.local_broker import LocalBroker
 from deploy.local_milvus import LocalMilvusLite
+from encoder.milvus_lite import use_safe_collections
 from tests.deployment import Deployment, deployed
 
 
@@ -21,3 +23,12 @@ def deployment(
     worker = {"session_timeout_s": 6.0}
     with deployed(broker.bootstrap_servers, milvus_lite.uri, tmp_path, worker=worker) as one:
         yield one
+
+
+@pytest.fixture
+def lite_database(tmp_path: Path) -> Iterator[MilvusLite]:
+    """An empty folder of Milvus Lite."""
+    use_safe_collections()
+    opened = MilvusLite(str(tmp_path / "lite.db"))
+    yield opened
+    opened.close()

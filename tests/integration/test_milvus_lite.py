@@ -12,24 +12,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from milvus_lite import CollectionSchema, DataType, FieldSchema
 from milvus_lite.db import MilvusLite
 from milvus_lite.engine import collection as package
 
 from deploy.local_milvus import LocalMilvusLite
 from encoder import milvus_lite_files as files
 from encoder.interest_index import InterestIndex
-from encoder.milvus_lite import SafeCollection, use_safe_collections
+from encoder.milvus_lite import SafeCollection
 from encoder.milvus_lite_memory import ColumnMemTable
 from encoder.settings import MilvusSettings
 from encoder.turns import SWITCH_INTERVAL_S
-
-_IDS = [f"row-{number}" for number in range(40)]
+from tests.lite_rows import IDS, made, versions
 
 reading = pytest.mark.parametrize(
     "read",
     [
-        lambda rows: rows.get(_IDS),
+        lambda rows: rows.get(IDS),
         lambda rows: rows.query('id >= ""', output_fields=["version"]),
         lambda rows: rows.search([[1.0, 0.0]], top_k=100)[0],
         lambda rows: range(rows.num_entities),
@@ -39,35 +37,9 @@ reading = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[MilvusLite]:
-    """An empty folder."""
-    use_safe_collections()
-    opened = MilvusLite(str(tmp_path / "lite.db"))
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def rows(database: MilvusLite) -> SafeCollection:
+def rows(lite_database: MilvusLite) -> SafeCollection:
     """A collection with 40 rows, all of them in memory."""
-    return made(database)
-
-
-def made(database: MilvusLite) -> SafeCollection:
-    fields = [
-        FieldSchema("id", DataType.VARCHAR, is_primary=True, max_length=40),
-        FieldSchema("version", DataType.INT64),
-        FieldSchema("vector", DataType.FLOAT_VECTOR, dim=2),
-    ]
-    collection = database.create_collection("rows", CollectionSchema(fields=fields))
-    collection.load()
-    collection.insert(versions(1))
-    assert isinstance(collection, SafeCollection)
-    return collection
-
-
-def versions(version: int, ids: list[str] = _IDS) -> list[dict[str, Any]]:
-    return [{"id": one, "version": version, "vector": [1.0, version]} for one in ids]
+    return made(lite_database)
 
 
 @reading
@@ -86,7 +58,7 @@ def test_rows_that_move_into_a_file_during_a_read_are_read(
 
     monkeypatch.setattr(rows, "_read_snapshot", look_and_move)
     monkeypatch.setattr(rows, "_segments_snapshot", lambda: look_and_move()[0])
-    assert len(read(rows)) == len(_IDS)
+    assert len(read(rows)) == len(IDS)
     assert moved
 
 
@@ -110,7 +82,7 @@ def test_a_read_waits_for_rows_that_are_on_their_way_into_a_file(
         asked = pool.submit(read, rows)
         time.sleep(0.1)
         go_on.set()
-        assert len(asked.result()) == len(_IDS)
+        assert len(asked.result()) == len(IDS)
         moving.result()
 
 
@@ -128,7 +100,7 @@ def test_a_read_ends_though_rows_move_all_the_time(
         return found
 
     monkeypatch.setattr(rows, "_read_snapshot", look_while_they_move)
-    assert {row["version"] for row in rows.get(_IDS)} == {written[-1]}
+    assert {row["version"] for row in rows.get(IDS)} == {written[-1]}
     pool.shutdown()
 
 
@@ -177,7 +149,7 @@ def moving(rows: SafeCollection, monkeypatch: pytest.MonkeyPatch) -> Iterator[th
     monkeypatch.setattr(files, "_write_files", write_later)
     with monkeypatch.context() as patched:
         patched.setattr(package, "MEMTABLE_MEMORY_LIMIT", 1)
-        rows.insert(versions(2, _IDS[:1]))
+        rows.insert(versions(2, IDS[:1]))
     assert rows._move is not None
     yield go_on
     go_on.set()
@@ -187,13 +159,13 @@ def test_who_reads_and_writes_does_not_wait_for_files(
     rows: SafeCollection, moving: threading.Event
 ) -> None:
     """What is written and deleted meanwhile is newer than what the files have."""
-    rows.insert(versions(3, _IDS[1:3]))
-    rows.delete(_IDS[3:5])
-    expected = dict.fromkeys(_IDS, 1) | {_IDS[0]: 2, _IDS[1]: 3, _IDS[2]: 3}
-    del expected[_IDS[3]], expected[_IDS[4]]
+    rows.insert(versions(3, IDS[1:3]))
+    rows.delete(IDS[3:5])
+    expected = dict.fromkeys(IDS, 1) | {IDS[0]: 2, IDS[1]: 3, IDS[2]: 3}
+    del expected[IDS[3]], expected[IDS[4]]
 
     def read() -> None:
-        assert {row["id"]: row["version"] for row in rows.get(_IDS)} == expected
+        assert {row["id"]: row["version"] for row in rows.get(IDS)} == expected
         assert len(rows.query('id >= ""', output_fields=["id"])) == len(expected)
         assert len(rows.search([[1.0, 0.0]], top_k=100)[0]) == len(expected)
         assert rows.num_entities == len(expected)
@@ -208,7 +180,7 @@ def test_who_reads_and_writes_does_not_wait_for_files(
     assert rows._move is None
     assert len(rows._segment_cache) == 1
     assert len(rows._memtable._pk_index) == 3
-    more = [*_IDS, "another"]
+    more = [*IDS, "another"]
     assert {row["id"]: row["version"] for row in rows.get(more)} == expected
     rows.flush()
     assert {row["id"]: row["version"] for row in rows.get(more)} == expected
@@ -239,19 +211,19 @@ def test_a_crash_while_rows_move_loses_none(
     rows: SafeCollection, moving: threading.Event, tmp_path: Path, moment: str
 ) -> None:
     """Before there are files of them, before anything names the files, and when they have left."""
-    rows.insert(versions(3, _IDS[1:2]))
+    rows.insert(versions(3, IDS[1:2]))
     if moment != "not written":
         moving.set()
         wait([rows._move._files])  # type: ignore[union-attr]
     if moment == "taken over":
-        rows.insert(versions(3, _IDS[1:2]))
+        rows.insert(versions(3, IDS[1:2]))
         assert rows._move is None
     shutil.copytree(tmp_path / "lite.db", tmp_path / "left.db", ignore=lambda *_: {"LOCK"})
     left = MilvusLite(str(tmp_path / "left.db"))
     found = left.get_collection("rows")
     found.load()
-    expected = dict.fromkeys(_IDS, 1) | {_IDS[0]: 2, _IDS[1]: 3}
-    assert {row["id"]: row["version"] for row in found.get(_IDS)} == expected
+    expected = dict.fromkeys(IDS, 1) | {IDS[0]: 2, IDS[1]: 3}
+    assert {row["id"]: row["version"] for row in found.get(IDS)} == expected
     left.close()
 
 
@@ -265,21 +237,21 @@ def test_logs_with_too_much_are_made_a_file_of_when_they_are_opened(
     found = left.get_collection("rows")
     found.load()
     assert len(found._segment_cache) == 1
-    assert len(found.get(_IDS)) == len(_IDS)
+    assert len(found.get(IDS)) == len(IDS)
     left.close()
 
 
 def test_what_is_dropped_while_it_moves_leaves_nothing(
-    database: MilvusLite, rows: SafeCollection, moving: threading.Event
+    lite_database: MilvusLite, rows: SafeCollection, moving: threading.Event
 ) -> None:
     """Neither files nor an open log; and the name is free."""
     assert rows._move is not None
     log = rows._move.log
     moving.set()
-    database.drop_collection("rows")
+    lite_database.drop_collection("rows")
     assert log._closed
     assert not Path(rows.data_dir).exists()
-    assert len(made(database).get(_IDS)) == len(_IDS)
+    assert len(made(lite_database).get(IDS)) == len(IDS)
 
 
 def test_files_that_cannot_be_written_are_told_and_tried_again(
@@ -299,9 +271,9 @@ def test_files_that_cannot_be_written_are_told_and_tried_again(
             rows.insert(versions(3))
     logs = Path(rows.data_dir, "wal")
     assert len(list(logs.glob("wal_data_*"))) == 2
-    assert {row["version"] for row in rows.get(_IDS)} == {3}
+    assert {row["version"] for row in rows.get(IDS)} == {3}
     rows.flush()
-    assert {row["version"] for row in rows.get(_IDS)} == {3}
+    assert {row["version"] for row in rows.get(IDS)} == {3}
     assert not list(logs.glob("wal_data_*"))
 
 
@@ -317,7 +289,7 @@ def test_memory_is_bounded_though_files_take_long(
         assert rows._memtable.estimated_memory_bytes < 3 * package.MEMTABLE_MEMORY_LIMIT
         moving.set()
         asked.result()
-    assert {row["version"] for row in rows.get(_IDS)} == {29}
+    assert {row["version"] for row in rows.get(IDS)} == {29}
 
 
 def test_memory_is_made_a_file_of_column_by_column(rows: SafeCollection) -> None:
@@ -325,11 +297,11 @@ def test_memory_is_made_a_file_of_column_by_column(rows: SafeCollection) -> None
     assert type(rows._memtable) is ColumnMemTable
     rows.flush()
     assert type(rows._memtable) is ColumnMemTable
-    assert {row["id"] for row in rows.get(_IDS)} == set(_IDS)
+    assert {row["id"] for row in rows.get(IDS)} == set(IDS)
 
 
 def test_what_is_dropped_does_not_become_a_file_first(
-    database: MilvusLite, rows: SafeCollection, monkeypatch: pytest.MonkeyPatch
+    lite_database: MilvusLite, rows: SafeCollection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever reads and writes other collections would wait for that; and the name is free."""
 
@@ -338,12 +310,12 @@ def test_what_is_dropped_does_not_become_a_file_first(
 
     with monkeypatch.context() as patched:
         patched.setattr(package, "execute_flush", never)
-        database.drop_collection("rows")
-    assert not database.has_collection("rows")
+        lite_database.drop_collection("rows")
+    assert not lite_database.has_collection("rows")
     assert not Path(rows.data_dir).exists()
-    again = made(database)
+    again = made(lite_database)
     again.flush()
-    assert len(again.get(_IDS)) == len(_IDS)
+    assert len(again.get(IDS)) == len(IDS)
 
 
 def test_an_embedded_folder_is_made_of_safe_collections(
