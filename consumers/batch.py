@@ -39,8 +39,9 @@ class Decision:
         clicks: records that were clicks, whether or not they changed a window.
         erasures: records that were tombstones.
         erased_users: whom they asked to forget.
-        filled: release and partition of each whose interests are all in the release's collection
-            then; of such a partition there is a next offset, too.
+        reports: by release and partition, whether all its interests are in the release's collection
+            then, or are no longer kept up to date there; of such a partition there is a next
+            offset, too.
     """
 
     windows: dict[int, dict[str, bytes]] = field(default_factory=dict)
@@ -49,7 +50,7 @@ class Decision:
     clicks: int = 0
     erasures: int = 0
     erased_users: set[str] = field(default_factory=set)
-    filled: list[tuple[str, int]] = field(default_factory=list)
+    reports: dict[tuple[str, int], bool] = field(default_factory=dict)
 
     @property
     def users(self) -> int:
@@ -70,7 +71,7 @@ def joined(decisions: Sequence[Decision]) -> Decision:
         all_of_them.clicks += one.clicks
         all_of_them.erasures += one.erasures
         all_of_them.erased_users |= one.erased_users
-        all_of_them.filled += one.filled
+        all_of_them.reports.update(one.reports)
     return all_of_them
 
 

@@ -310,20 +310,24 @@ class ClickTopic:
         rejected: Iterable[Rejected],
         next_offsets: dict[int, int],
         membership: Any,
-        filled: Sequence[tuple[str, int]] = (),
+        reports: Mapping[tuple[str, int], bool] | None = None,
     ) -> None:
         """Write windows, dead letters and offsets in one transaction. For any one thread.
 
-        With them reports of releases and partitions that are `filled`, as `report_filled` has them.
+        With them reports of releases and partitions: as `report_filled` where they are true, as
+        `take_back` where they are false.
 
         Args and errors are those of `Transactions.commit`. After `Outdated`, `rewind` and poll
         again: polls return no clicks until this worker has joined the group anew.
         """
         with self._noting_refusal(membership):
-            reports = [
-                one for release, partition in filled for one in filled_reports(release, [partition])
-            ]
-            self._transactions.commit(windows, rejected, next_offsets, membership, reports)
+            records: list[tuple[bytes, bytes | None]] = []
+            for (release, partition), filled in (reports or {}).items():
+                if filled:
+                    records += filled_reports(release, [partition])
+                else:
+                    records += withdrawn_reports([(release, partition)])
+            self._transactions.commit(windows, rejected, next_offsets, membership, records)
 
     def report_filled(self, release: str, offsets: dict[int, int]) -> None:
         """Report that these partitions' interests are in the release's collection.

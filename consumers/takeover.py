@@ -23,7 +23,7 @@ from encoder.announced_items import Offsets
 from encoder.errors import Misconfigured
 from encoder.interest_index import InterestIndex
 from encoder.release import Release
-from encoder.release_topic import read_releases, take_back
+from encoder.release_topic import read_releases
 from encoder.settings import Settings
 from encoder.windows_topic import CorruptWindowRecord, Extent, check_extent, read_extents
 
@@ -134,11 +134,6 @@ class Takeover:
         items = {one: log.items.get(one, {}) for one in before}
         recent = {p: recent[p] for p in owned_before}
         return Taken(offsets, ends, recent, restored, filled, expired, others, unfilled, items)
-
-    def let_go(self, releases: Iterable[str], partitions: Iterable[int]) -> None:
-        """Take back reports of releases that were withdrawn: nobody keeps them up to date."""
-        partitions = list(partitions)
-        take_back(self._settings.kafka, {(r, p) for r in releases for p in partitions})
 
     def _check(self, gained: list[int]) -> tuple[dict[int, OffsetAndMetadata], dict[int, Extent]]:
         """Compare the windows topic with what the group committed.

@@ -159,6 +159,7 @@ class UpdateLoop:
             share=settings.worker.backfill_share,
             chunk=_BACKFILL_USERS,
         )
+        self._withdrawn: set[tuple[str, int]] = set()  # reports to be taken back
         self._chunk: _Batch | None = None  # of a release that is being filled, on its way
         self._accounts = Accounts(metrics, clock())
         self._expire_at = self._account_at = clock()
@@ -316,10 +317,7 @@ class UpdateLoop:
         for batch in self._pipeline.take_finished():
             for partition in self._settling.done(batch.settled):
                 log.info("partition.settled", partition=partition)
-            for release, partition in batch.decision.filled:
-                self._backfill.done(release, partition)
-                self._metrics.unfilled.set(self._backfill.partitions_left)
-                log.info("release.filled", release=release, partition=partition)
+            self._reported(batch.decision.reports)
             self._account(batch)
         if failure is None:
             return True
@@ -336,6 +334,8 @@ class UpdateLoop:
             self._rejected_share = batch.share
             self._unsettled.abandon(batch.decision.next_offsets)
             self._settling.again(batch.decision.next_offsets)
+            reports = batch.decision.reports.items()
+            self._withdrawn |= {report for report, filled in reports if not filled}
         records = [record for batch in batches for record in batch.records]
         again = [*(record for record in records if record.partition not in lost), *polled]
         self._topic.rewind(again)
@@ -467,7 +467,7 @@ class UpdateLoop:
             for partition, of_partition in decision.windows.items()
         }
         self._topic.commit(
-            windows, decision.rejected, decision.next_offsets, member, decision.filled
+            windows, decision.rejected, decision.next_offsets, member, decision.reports
         )
 
     def _wires(self, windows: dict[str, bytes]) -> list[bytes | None]:
@@ -478,6 +478,8 @@ class UpdateLoop:
     def _around(self, now: float) -> None:
         """What is due between batches: one thing at a time, as each may take a step's budget."""
         self._follow_releases()
+        if self._withdrawn:
+            self._let_go()
         if self._chunk is not None and self._chunk.written_at:
             self._backfill.spent(self._chunk.chunk_s, time.monotonic())
             self._chunk = None
@@ -524,11 +526,30 @@ class UpdateLoop:
             elif self._served.remove(event):
                 self._backfill.drop_release(event)
                 self._items.drop_release(event)
-                self.finish()  # nothing of it is on its way any more
-                self._takeover.let_go([event], self._store.partitions)
                 self._other_releases.append(event)
+                self._withdrawn |= {(event, partition) for partition in self._store.partitions}
         if events:
             self._show_releases()
+
+    def _let_go(self) -> None:
+        """Take back reports of releases that were withdrawn: nobody keeps them up to date.
+
+        Behind what is on its way to the releases, which may be dropped then.
+        """
+        held = {partition for _, partition in self._withdrawn} & self._store.partitions
+        offsets = {p: at for p in held if (at := self._topic.position(p)) is not None}
+        reports = {one: False for one in self._withdrawn if one[1] in offsets}
+        self._withdrawn = {one for one in self._withdrawn if one[1] in held} - reports.keys()
+        if reports:
+            self._send(0, {}, Decision(next_offsets=offsets, reports=reports))
+
+    def _reported(self, reports: Mapping[tuple[str, int], bool]) -> None:
+        for (release, partition), filled in reports.items():
+            if filled:
+                self._backfill.done(release, partition)
+                log.info("release.filled", release=release, partition=partition)
+        if reports:
+            self._metrics.unfilled.set(self._backfill.partitions_left)
 
     def _fill(self, chunk: Chunk) -> None:
         """Encode some users for a release that joins."""
@@ -545,8 +566,8 @@ class UpdateLoop:
             pass  # readers must not be pointed at it before its items are there
         elif (at := self._topic.position(chunk.partition)) is not None:
             # What was polled before is what the batches in flight commit before this.
-            filled = [(chunk.release, chunk.partition)]
-            self._send(0, {}, Decision(next_offsets={chunk.partition: at}, filled=filled))
+            reports = {(chunk.release, chunk.partition): True}
+            self._send(0, {}, Decision(next_offsets={chunk.partition: at}, reports=reports))
             sent = True
         now = time.monotonic()
         self._backfill.spent(now - began_at, now)

@@ -131,11 +131,11 @@ def _with_points(fate: Fate) -> None:
         rejected: Any,
         next_offsets: Any,
         membership: Any,
-        filled: Any = (),
+        reports: Any = None,
     ) -> None:
-        if filled:
+        if any((reports or {}).values()):
             fate.reach("filled")
-        commit(topic, windows, rejected, next_offsets, membership, filled)
+        commit(topic, windows, rejected, next_offsets, membership, reports)
 
     ClickTopic.commit = committed  # type: ignore[method-assign]
     write_batch: Callable[..., None] = UpdateLoop._write_batch

@@ -7,19 +7,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import structlog
 from structlog.typing import EventDict
 
 from consumers import release_watch
+from consumers.click_topic import ClickTopic
+from consumers.transactions import Outdated
 from consumers.update_loop import Step
 from encoder.errors import Misconfigured, Unavailable
 from encoder.interest_index import InterestIndex, ReleaseInUse
 from encoder.mind_encoder import MindEncoder
 from encoder.release import Release, ReleaseError
 from encoder.release_store import read_beside
-from encoder.release_topic import read_releases
+from encoder.release_topic import read_releases, withdraw
 from encoder.settings import Settings
 from lookup import Lookup
 from mindstream import release_switch
@@ -326,6 +329,31 @@ def test_what_readers_left_is_dropped_after_the_grace_time(
         (new.name, partition) for partition in range(deployment.partitions)
     }
     assert_kept_up_to_date(deployment, index, new)
+
+
+def test_reports_are_taken_back_though_a_commit_of_it_is_refused(
+    deployment: Deployment, index: InterestIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another worker joins meanwhile, and the partition stays where it is."""
+    settings, old = deployment.settings, deployment.release
+    commit, refused = ClickTopic.commit, threading.Event()
+
+    def refuse_once(topic: ClickTopic, *args: Any) -> None:
+        if not all(args[-1].values()) and not refused.is_set():
+            refused.set()
+            raise Outdated("refused")
+        commit(topic, *args)
+
+    monkeypatch.setattr(ClickTopic, "commit", refuse_once)
+    with deployment.worker():
+        deployment.produce(random_clicks(200))
+        wait_until(lambda: index.release_in_use() == ReleaseInUse(old.name, 3), "a first release")
+        new = deployment.publish(f"{old.name}_b", seed=7)
+        switch(settings, index, new.name)
+        withdraw(settings.kafka, old.name)
+        wait_until(refused.is_set, "a worker that lets go of it")
+        expected = {(new.name, partition) for partition in range(deployment.partitions)}
+        wait_until(lambda: read_releases(settings.kafka).filled == expected, "reports")
 
 
 def test_what_was_withdrawn_is_dropped_by_the_next_run(
