@@ -39,14 +39,12 @@ class Merge:
         files: to be merged, of one partition.
         others: all others of the collection.
         deleted: by key, the number of its last deletion; does not change.
-        newest: the highest number of a deletion.
     """
 
     partition: str
     files: Segments
     others: Segments
     deleted: dict[Any, int]
-    newest: int
 
     @classmethod
     def due(cls, segments: Segments, deleted: dict[Any, int]) -> Merge | None:
@@ -56,7 +54,7 @@ class Merge:
             files = newest_alike(own)
             if files:
                 others = {file: one for file, one in segments.items() if file not in files}
-                return cls(partition, files, others, deleted, max(deleted.values(), default=-1))
+                return cls(partition, files, others, deleted)
         return None
 
     def rows(self) -> pa.Table:
@@ -125,7 +123,7 @@ def merge_files(collection: Any) -> bool:
         since = {
             key: number
             for key, number in collection._delta_index._map.items()
-            if number > merge.newest
+            if merge.deleted.get(key) != number
         }
         deleted = DeltaIndex(collection._pk_name)  # readers may have the one before
         deleted._map = left | since

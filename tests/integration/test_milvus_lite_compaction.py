@@ -97,11 +97,12 @@ def test_files_are_few_and_have_only_what_lives(lite_database: MilvusLite) -> No
     assert read(rows) == expected
 
 
+Held = tuple[threading.Event, threading.Event]
+
+
 @pytest.fixture
-def merging(
-    lite_database: MilvusLite, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[SafeCollection, threading.Event]]:
-    """A merge that is under way, whose file is not written before the event is set."""
+def held_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    """Set once a merge is about to write its file; and to be set for it to do so."""
     write, began, go_on = compaction.write_data_file, threading.Event(), threading.Event()
 
     def write_later(*args: Any, **kwargs: Any) -> Any:
@@ -109,8 +110,17 @@ def merging(
         go_on.wait(20)
         return write(*args, **kwargs)
 
-    rows = made(lite_database)
     monkeypatch.setattr(compaction, "write_data_file", write_later)
+    yield began, go_on
+    go_on.set()
+
+
+@pytest.fixture
+def merging(
+    lite_database: MilvusLite, held_back: Held
+) -> Iterator[tuple[SafeCollection, threading.Event]]:
+    """A merge that is under way, whose file is not written before the event is set."""
+    rows, (began, go_on) = made(lite_database), held_back
     for version in range(2, 6):
         rows.flush()
         rows.insert(versions(version, IDS[:30]))
@@ -174,18 +184,24 @@ def test_what_is_dropped_while_it_is_merged_leaves_nothing(
     assert read(made(lite_database)) == dict.fromkeys(IDS, 1)
 
 
-def test_files_of_a_partition_that_is_dropped_are_forgotten(lite_database: MilvusLite) -> None:
-    """Its merge ends without a trace, and what it would have replaced does not come back."""
-    rows = made(lite_database)
+def test_files_of_a_partition_that_is_dropped_meanwhile_are_forgotten(
+    lite_database: MilvusLite, held_back: Held
+) -> None:
+    """Their merge ends without a file, and what it would have replaced does not come back."""
+    rows, (began, go_on) = made(lite_database), held_back
     rows.create_partition("other")
     for version in range(2, 6):
         rows.insert(versions(version, IDS[:3]), "other")
-        with rows._maintenance_lock:  # so that nothing is merged yet
-            rows.flush()
-    settled(rows)
+        rows.flush()
+    assert began.wait(20)
     rows.drop_partition("other")
-    assert {partition for partition, _ in rows._segment_cache} <= {"_default"}
-    assert not compaction.merge_files(rows)
+    go_on.set()
+    settled(rows)
+    assert {partition for partition, _ in rows._segment_cache} == {"_default"}
+    assert not [one for one in files(rows) if "other" in Path(one).parts]
+    rows.insert(versions(9))
+    rows.flush()
+    assert read(rows) == dict.fromkeys(IDS, 9)
 
 
 def test_files_are_alike_whose_sizes_are(monkeypatch: pytest.MonkeyPatch) -> None:
